@@ -1,0 +1,58 @@
+PYTHON ?= python3
+export PROFILE ?= pocket
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow chat notebooks report lint format address clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@echo
+	@echo "Knobs: PROFILE=pocket|llama_1b BASE_MODEL FIRST_AID_DATASET FINETOME_DATASET"
+	@echo "       MAX_STEPS SEED RUN_DIR LOAD_IN_4BIT=1; PYTHON=python3.12 for .venv"
+
+run: $(READY) ## execute notebooks 01 to 06 in order; results go to data/runs/
+	@$(BIN)/python -m utils.walk
+
+test: $(READY) ## the test suite
+	@$(BIN)/python -m pytest
+
+test-slow: $(READY) ## the long proofs as well
+	@$(BIN)/python -m pytest -m "slow or not slow"
+
+chat: $(READY) ## the three models at http://127.0.0.1:7860
+	@$(BIN)/python app.py
+
+notebooks: $(READY) ## execute all six and save them in place, clean
+	@$(BIN)/python -m utils.walk --in-place
+
+report: $(READY) ## take the run's snapshot and render the README's results
+	@$(BIN)/python -m utils.report
+
+lint: $(READY) ## ruff check and ruff format --check, notebooks included
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(READY) ## let ruff format everything
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+address: $(READY) ## REPO=owner/name: stamp the repository's address everywhere
+	@$(BIN)/python -m utils.colab --address "$(REPO)"
+
+clean: ## remove the environment and every run
+	rm -rf $(VENV) data/runs
+
+# Reinstalled only when one of the lists changes.
+$(READY): requirements.txt requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
+	  sys.version_info < (3, 11) and sys.exit("Python " + v + " is too old: this \
+	  project needs 3.11 or newer. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "installing into $(VENV) (once; some minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet -c constraints.txt \
+	  -r requirements.txt -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,289 @@
+"""Paths, seed, the three models and the run profiles: the ground floor of the house.
+
+Every knob is an environment variable that is read here and nowhere else. Relative
+paths mean "relative to the project root", whichever folder a kernel started in.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data"
+IMAGES = ROOT / "imgs"
+SAMPLES = DATA / "samples"
+POCKET = DATA / "pocket_llama"
+
+LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+REPORT_QUESTIONS = (
+    "How can you ensure you're performing CPR with the correct compression depth?",
+    "What actions should I avoid if the stroke victim begins to have a seizure?",
+    "Should I try to push a dislocated finger back into place?",
+)
+
+SAFETY_NOTICE = (
+    "Not medical advice. In an emergency, call your local emergency number first "
+    "(112, 911, 999, 000 …). These models make mistakes."
+)
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """How one model is called and drawn, in every figure and in the chat."""
+
+    key: str
+    label: str
+    about: str
+    colour: str
+    linestyle: str
+    marker: str
+    hatch: str
+
+
+MODELS = {
+    "base": ModelIdentity(
+        "base",
+        "Base",
+        "the model before fine-tuning: both adapters off",
+        "#666666",
+        "--",
+        "o",
+        "//",
+    ),
+    "finetome": ModelIdentity(
+        "finetome",
+        "FineTome",
+        "the base with the adapter tuned on general conversations",
+        "#0072B2",
+        "-.",
+        "s",
+        "..",
+    ),
+    "first_aid": ModelIdentity(
+        "first_aid",
+        "FirstAidQA",
+        "the base with the adapter tuned on first-aid questions and answers",
+        "#D55E00",
+        "-",
+        "^",
+        "",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is trained; never on what hardware, which is recorded on its own."""
+
+    name: str
+    base_model: str
+    first_aid: str
+    finetome: str
+    finetome_rows: int | None
+    context_length: int
+    max_new_tokens: int
+
+
+PROFILES = {
+    "pocket": Profile(
+        name="pocket",
+        base_model="data/pocket_llama",
+        first_aid="data/samples/first_aid.jsonl",
+        finetome="data/samples/general.jsonl",
+        finetome_rows=None,
+        context_length=512,
+        max_new_tokens=128,
+    ),
+    "llama_1b": Profile(
+        name="llama_1b",
+        # The ungated mirror of meta-llama/Llama-3.2-1B-Instruct: needs no token.
+        base_model="unsloth/Llama-3.2-1B-Instruct",
+        first_aid="i-am-mushfiq/FirstAidQA",
+        finetome="mlabonne/FineTome-100k",
+        finetome_rows=10_000,
+        context_length=2048,
+        max_new_tokens=256,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run: its profile and every knob after the environment has spoken."""
+
+    profile: str
+    base_model: str
+    first_aid_dataset: str
+    finetome_dataset: str
+    finetome_rows: int | None
+    context_length: int
+    max_new_tokens: int
+    max_steps: int | None
+    load_in_4bit: bool
+    seed: int
+    run_dir: Path
+    figures_dir: Path
+    overrides: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_default(self) -> bool:
+        """True when data and base are the profile's own."""
+        own = PROFILES[self.profile]
+        return (self.base_model, self.first_aid_dataset, self.finetome_dataset) == (
+            own.base_model,
+            own.first_aid,
+            own.finetome,
+        )
+
+    def show(self) -> None:
+        """Print the run's profile and knobs, naming those that were overridden."""
+        steps = self.max_steps or "as many as the epochs take"
+        rows = self.finetome_rows or "all"
+        for label, value in (
+            ("profile", self.profile),
+            ("base model", self.base_model),
+            ("first-aid data", self.first_aid_dataset),
+            ("FineTome data", f"{self.finetome_dataset} (rows: {rows})"),
+            ("optimizer steps", steps),
+            ("weights", "4-bit NF4" if self.load_in_4bit else "not quantised"),
+            ("run folder", display_path(self.run_dir)),
+            ("figures", display_path(self.figures_dir)),
+            ("overridden", ", ".join(self.overrides) or "nothing"),
+        ):
+            print(f"{label:16} {value}")
+
+
+def display_path(path: Path) -> str:
+    """`path` relative to the project root where it lies inside, for outputs."""
+    path = Path(path)
+    if path.is_relative_to(ROOT):
+        return path.relative_to(ROOT).as_posix()
+    return f"…/{path.name}"
+
+
+def is_local(source: str) -> bool:
+    """Whether `source` means a file or folder here rather than a Hub id."""
+    return (
+        source.startswith((".", "/", "~"))
+        or source.endswith(LOCAL_SUFFIXES)
+        or resolve(source).exists()
+    )
+
+
+def resolve(path: str) -> Path:
+    """`path` made absolute against the project root, `~` expanded."""
+    return (ROOT / Path(path).expanduser()).resolve()
+
+
+def choose_profile(environ: Mapping[str, str] = os.environ) -> str:
+    """The profile that `PROFILE` names, or the one the hardware asks for.
+
+    Raises:
+        ValueError: `PROFILE` names no profile.
+    """
+    name = environ.get("PROFILE", "").strip()
+    if not name:
+        import torch  # slow to import, and only needed to look for a GPU
+
+        return "llama_1b" if torch.cuda.is_available() else "pocket"
+    if name not in PROFILES:
+        known = " or ".join(f"PROFILE={key}" for key in PROFILES)
+        raise ValueError(f"PROFILE={name!r} is no profile. Set {known}.")
+    return name
+
+
+def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the run's settings from the environment; the only place that does.
+
+    Variables, all optional: `PROFILE`, `BASE_MODEL`, `FIRST_AID_DATASET`,
+    `FINETOME_DATASET`, `MAX_STEPS`, `SEED`, `LOAD_IN_4BIT`, `RUN_DIR`.
+
+    Raises:
+        ValueError: a variable holds something it cannot hold.
+        FileNotFoundError: a local model or dataset is not there.
+        RuntimeError: Python is older than 3.11.
+    """
+    profile = PROFILES[choose_profile(environ)]
+    names = {
+        "BASE_MODEL": profile.base_model,
+        "FIRST_AID_DATASET": profile.first_aid,
+        "FINETOME_DATASET": profile.finetome,
+    }
+    overrides = {}
+    chosen = {}
+    for name, default in names.items():
+        value = environ.get(name, "").strip() or default
+        chosen[name] = value
+        if value != default:
+            overrides[name] = value
+        if is_local(value) and not resolve(value).exists():
+            raise FileNotFoundError(
+                f"{name}={value}: there is no such file or folder. Paths are relative "
+                f"to the project root; check the spelling, or unset {name} to use "
+                f"{default}."
+            )
+    max_steps = _positive_int(environ, "MAX_STEPS")
+    seed = _positive_int(environ, "SEED")
+    four_bit = environ.get("LOAD_IN_4BIT", "").strip() or "0"
+    if four_bit not in ("0", "1"):
+        raise ValueError(f"LOAD_IN_4BIT={four_bit!r} must be 0 or 1.")
+    for name in ("MAX_STEPS", "SEED", "LOAD_IN_4BIT", "RUN_DIR"):
+        if environ.get(name, "").strip():
+            overrides[name] = environ[name].strip()
+
+    own = [chosen[name] for name in names] == list(names.values())
+    folder = profile.name
+    if not own:
+        folder += "-" + _fingerprint([_identity(chosen[name]) for name in names])
+    run_dir = DATA / "runs" / folder
+    if environ.get("RUN_DIR", "").strip():
+        run_dir = resolve(environ["RUN_DIR"].strip())
+    # Only the profile's own data in its own place may change the committed figures.
+    at_home = own and run_dir == DATA / "runs" / profile.name
+    return Settings(
+        profile=profile.name,
+        base_model=chosen["BASE_MODEL"],
+        first_aid_dataset=chosen["FIRST_AID_DATASET"],
+        finetome_dataset=chosen["FINETOME_DATASET"],
+        finetome_rows=profile.finetome_rows,
+        context_length=profile.context_length,
+        max_new_tokens=profile.max_new_tokens,
+        max_steps=max_steps,
+        load_in_4bit=four_bit == "1",
+        seed=seed if seed is not None else 42,
+        run_dir=run_dir,
+        figures_dir=IMAGES if at_home else run_dir / "imgs",
+        overrides=overrides,
+    )
+
+
+def _positive_int(environ: Mapping[str, str], name: str) -> int | None:
+    value = environ.get(name, "").strip()
+    if not value:
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+    return int(value)
+
+
+def _identity(source: str) -> str:
+    """What `source` is by content, so that an edited file gets another run folder."""
+    if not is_local(source):
+        return source
+    path = resolve(source)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*"))
+    parts = []
+    for file in files:
+        if file.is_file() and (path.is_file() or file.stat().st_size < 1_000_000):
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            parts.append(f"{file.name}:{digest}")
+        elif file.is_file():  # gigabytes of weights: the size has to do
+            parts.append(f"{file.name}:{file.stat().st_size}")
+    return _fingerprint(parts)
+
+
+def _fingerprint(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]

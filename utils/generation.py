@@ -1,0 +1,219 @@
+"""What a model answers, in batches or streamed, and how well it predicts an answer."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from threading import Event, Thread
+
+import torch
+from tqdm.auto import tqdm
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from utils.prompts import IGNORED, prompt_text
+
+POSITIONS_AT_ONCE = 512  # logits of 128,256 floats each: 0.26 GB in float32
+
+
+def generate_answers(
+    model,
+    tokenizer,
+    conversations: Sequence[Sequence[Mapping]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    progress: str | None = "answer",
+) -> list[dict]:
+    """Answer every conversation greedily, in left-padded batches sorted by length.
+
+    Args:
+        model: in evaluation mode, the wanted adapter on (`utils.models.use_model`).
+        tokenizer: its tokenizer.
+        conversations: lists of chat messages that end with a user's turn.
+        max_new_tokens: the cap on an answer's length.
+        batch_size: conversations at once.
+        progress: the progress bar's label; None for no bar.
+
+    Returns:
+        In the order of `conversations`, dictionaries of `answer`, `tokens` (its
+        length, the end-of-turn token included), `seconds` (of its batch, divided by
+        the rows in it) and `hit_cap` (whether the cap cut it short).
+    """
+    prompts = [prompt_text(tokenizer, messages) for messages in conversations]
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    answers: list[dict] = [{} for _ in prompts]
+    ends = _end_tokens(model, tokenizer)
+    with tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            began = time.perf_counter()
+            batch = tokenizer(
+                [prompts[i] for i in rows],
+                add_special_tokens=False,
+                padding=True,
+                return_tensors="pt",
+            ).to(model.device)
+            with torch.inference_mode():
+                output = model.generate(
+                    **batch,
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=ends,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            seconds = (time.perf_counter() - began) / len(rows)
+            for i, ids in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist()):
+                stop = next((n for n, t in enumerate(ids) if t in ends), None)
+                answers[i] = {
+                    "answer": tokenizer.decode(
+                        ids[:stop], skip_special_tokens=True
+                    ).strip(),
+                    "tokens": len(ids) if stop is None else stop + 1,
+                    "seconds": round(seconds, 4),
+                    "hit_cap": stop is None,
+                }
+            bar.update(len(rows))
+    return answers
+
+
+def stream_answer(
+    model,
+    tokenizer,
+    messages: Sequence[Mapping],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 42,
+) -> Iterator[str]:
+    """Yield the answer as it grows: each item is the whole text so far.
+
+    Closing the iterator stops the computation. `temperature` 0 is greedy.
+
+    Raises:
+        RuntimeError: the generating thread failed; its error is the cause.
+    """
+    prompt = tokenizer(
+        prompt_text(tokenizer, messages), add_special_tokens=False, return_tensors="pt"
+    ).to(model.device)
+    streamer = TextIteratorStreamer(
+        tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=120
+    )
+    stopped = Event()
+    failure: list[Exception] = []
+
+    class Stopped(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.full(
+                (len(input_ids),), stopped.is_set(), device=input_ids.device
+            )
+
+    sampling = {"do_sample": False, "temperature": None, "top_p": None}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p}
+
+    def run() -> None:
+        try:
+            torch.manual_seed(seed)
+            with torch.inference_mode():
+                model.generate(
+                    **prompt,
+                    **sampling,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=_end_tokens(model, tokenizer),
+                    pad_token_id=tokenizer.pad_token_id,
+                    streamer=streamer,
+                    stopping_criteria=StoppingCriteriaList([Stopped()]),
+                )
+        except Exception as error:  # noqa: BLE001 - handed on to the reader below
+            failure.append(error)
+            streamer.end()
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    text = ""
+    try:
+        for piece in streamer:
+            text += piece
+            yield text.strip()
+    finally:
+        stopped.set()
+        thread.join()
+    if failure:
+        raise RuntimeError(f"the answer broke off: {failure[0]}") from failure[0]
+
+
+def answer_nll(
+    model,
+    rows: Sequence[Mapping],
+    *,
+    batch_size: int = 16,
+    progress: str | None = None,
+) -> list[tuple[float, int]]:
+    """Negative log-likelihood of each row's trained tokens, in nats.
+
+    Only the positions that carry a label are multiplied with the vocabulary, a few
+    hundred at a time, so that logits are never held in full.
+
+    Args:
+        model: a causal language model, with or without adapters.
+        rows: `input_ids` and `labels`, as `utils.prompts.encode` makes them.
+        batch_size: rows at once; they are sorted by length.
+        progress: the progress bar's label; None for no bar.
+
+    Returns:
+        Per row, in the order given, the sum over its labelled tokens and how many
+        they are. Token-weighted perplexity is exp(sum of sums / sum of counts).
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+    result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    device = next(causal.parameters()).device
+    was_training = model.training
+    model.eval()
+    with (
+        torch.inference_mode(),
+        tqdm(total=len(rows), desc=progress, disable=progress is None) as bar,
+    ):
+        for start in range(0, len(order), batch_size):
+            batch = [rows[i] for i in order[start : start + batch_size]]
+            longest = max(len(row["input_ids"]) for row in batch)
+            ids = torch.zeros(len(batch), longest, dtype=torch.long)
+            labels = torch.full_like(ids, IGNORED)
+            mask = torch.zeros_like(ids)
+            for n, row in enumerate(batch):
+                length = len(row["input_ids"])
+                ids[n, :length] = torch.tensor(row["input_ids"])
+                labels[n, :length] = torch.tensor(row["labels"])
+                mask[n, :length] = 1
+            hidden = causal.model(
+                input_ids=ids.to(device), attention_mask=mask.to(device)
+            ).last_hidden_state[:, :-1]
+            targets = labels[:, 1:].to(device)
+            wanted = targets != IGNORED
+            states, tokens = hidden[wanted], targets[wanted]
+            losses = torch.cat(
+                [
+                    torch.nn.functional.cross_entropy(
+                        causal.lm_head(states[at : at + POSITIONS_AT_ONCE]).float(),
+                        tokens[at : at + POSITIONS_AT_ONCE],
+                        reduction="none",
+                    )
+                    for at in range(0, len(tokens), POSITIONS_AT_ONCE)
+                ]
+            )
+            counts = wanted.sum(dim=1).tolist()
+            for i, part in zip(
+                order[start : start + batch_size], losses.split(counts), strict=True
+            ):
+                result[i] = (part.double().sum().item(), len(part))
+            bar.update(len(batch))
+    model.train(was_training)
+    return result
+
+
+def _end_tokens(model, tokenizer) -> list[int]:
+    """Every token that ends a turn, as the model's own generation config says."""
+    ends = model.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    return sorted({*ends, tokenizer.eos_token_id})

@@ -1,0 +1,342 @@
+"""The figure style and one function per figure. Each draws, none computes or saves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from utils.config import MODELS, Settings, display_path
+
+REFERENCE = "#009E73"  # the published T4 curves: a colour that no model has
+SPLIT_COLOURS = {"train": "#56B4E9", "validation": "#E69F00", "test": "#CC79A7"}
+WINDOW = 9  # steps of the moving average
+
+
+def set_style() -> None:
+    """The look of every figure: light grid, no top or right spine, 150 dpi."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    plt.rcParams.update(
+        {
+            "figure.dpi": 100,
+            "savefig.dpi": 150,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 11,
+            "axes.labelsize": 10,
+            "grid.alpha": 0.5,
+            "legend.frameon": False,
+            "legend.fontsize": 9,
+        }
+    )
+
+
+def save(figure: Figure, settings: Settings, name: str, stamp: str) -> Path:
+    """Save `figure` with its stamp below it; prints and returns the path."""
+    figure.text(0.01, -0.02, stamp, fontsize=7, color="#555555", ha="left", va="top")
+    path = settings.figures_dir / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+    print(f"wrote {display_path(path)}")
+    return path
+
+
+def moving_average(values: Sequence[float], window: int = WINDOW) -> np.ndarray:
+    """Centred mean over `window` values, over fewer at the ends."""
+    values = np.asarray(values, dtype=float)
+    half = window // 2
+    return np.array(
+        [values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))]
+    )
+
+
+def training_curves(
+    steps: Sequence[Mapping],
+    evaluations: Sequence[Mapping],
+    model: str,
+    title: str,
+    published: Mapping | None = None,
+) -> Figure:
+    """Loss and perplexity of one run, as two panels that share the x axis.
+
+    Args:
+        steps: rows with `step`, `epoch`, `loss` (nats per answer token).
+        evaluations: rows with `step`, `eval_nll`, `eval_perplexity`.
+        model: key of `utils.config.MODELS`; it gives colour and marker.
+        title: the finding.
+        published: a run of `data/published/t4_runs.json`; if given, a second column
+            shows it on axes of its own, because it measures something else.
+    """
+    look = MODELS[model]
+    columns = 2 if published else 1
+    figure, axes = plt.subplots(
+        2, columns, figsize=(5.6 * columns, 6.2), sharex="col", squeeze=False
+    )
+    top, bottom = axes[:, 0]
+    x = [row["step"] for row in steps]
+    loss = np.array([row["loss"] for row in steps])
+    for axis, values in ((top, loss), (bottom, np.exp(loss))):
+        axis.plot(x, values, color=look.colour, alpha=0.25, linewidth=1)
+        axis.plot(
+            x,
+            moving_average(values),
+            color=look.colour,
+            linestyle=look.linestyle,
+            linewidth=2,
+            label=f"training batch, mean over {WINDOW} steps",
+        )
+    at = [row["step"] for row in evaluations]
+    validation = {
+        "color": "black",
+        "marker": look.marker,
+        "markersize": 5,
+        "linewidth": 1.2,
+    }
+    top.plot(at, [r["eval_nll"] for r in evaluations], label="validation", **validation)
+    bottom.plot(
+        at,
+        [r["eval_perplexity"] for r in evaluations],
+        label="validation",
+        **validation,
+    )
+    top.set_title(f"{look.label}: this run")
+    top.set_ylabel("loss (nats per answer token)")
+    bottom.set_ylabel("perplexity")
+    bottom.set_xlabel("optimizer step")
+    top.legend(loc="upper right")
+    for axis in (top, bottom):
+        axis.set_ylim(bottom=0)
+        _mark_epochs(axis, steps)
+    if published:
+        _published_column(axes[:, 1], published)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure.tight_layout()
+    return figure
+
+
+def _mark_epochs(axis, steps: Sequence[Mapping]) -> None:
+    """A thin line where each epoch ends, labelled at the top."""
+    last = 0
+    for _before, after in zip(steps, steps[1:]):
+        if int(after["epoch"] + 1e-6) > last:
+            last = int(after["epoch"] + 1e-6)
+            axis.axvline(after["step"], color="#999999", linewidth=0.8, linestyle=":")
+            axis.annotate(
+                f"epoch {last}",
+                (after["step"], 0.02),
+                xycoords=("data", "axes fraction"),
+                fontsize=7,
+                color="#777777",
+                rotation=90,
+                ha="right",
+                va="bottom",
+            )
+
+
+def _published_column(axes, published: Mapping) -> None:
+    """The original's curves on a T4: evaluation of all text, training of answers."""
+    top, bottom = axes
+    training = published.get("train", {}).get("step_loss")
+    style = {"color": REFERENCE, "linewidth": 2}
+    if training:
+        x, loss = np.array(training).T
+        top.plot(x, loss, color=REFERENCE, alpha=0.25, linewidth=1)
+        top.plot(x, moving_average(loss), label="training: answer tokens", **style)
+        bottom.plot(x, moving_average(np.exp(loss)), **style)
+    at, loss = published["eval"]["steps"], np.array(published["eval"]["loss"])
+    marks = {
+        "color": "#333333",
+        "linestyle": "--",
+        "marker": "D",
+        "markersize": 4,
+        "linewidth": 1,
+    }
+    top.plot(at, loss, label="evaluation: the whole chat text", **marks)
+    bottom.plot(at, np.exp(loss), **marks)
+    top.set_title("Published: Llama 3.2 1B Instruct, Tesla T4")
+    top.set_ylabel("loss (nats per token)")
+    bottom.set_ylabel("perplexity")
+    bottom.set_xlabel("optimizer step")
+    top.legend(loc="upper right")
+    for axis in axes:
+        axis.set_ylim(bottom=0)
+
+
+def topic_bars(topics: Mapping[str, Mapping], title: str) -> Figure:
+    """Rows per topic, safety-critical topics hatched."""
+    names = list(topics)[::-1]
+    counts = [topics[name]["rows"] for name in names]
+    critical = [topics[name]["safety_critical"] for name in names]
+    figure, axis = plt.subplots(figsize=(8, 0.26 * len(names) + 1.4))
+    bars = axis.barh(
+        [name.replace("_", " ") for name in names],
+        counts,
+        color=[MODELS["first_aid"].colour if c else "#BBBBBB" for c in critical],
+    )
+    for bar, is_critical in zip(bars, critical):
+        bar.set_hatch("//" if is_critical else "")
+        bar.set_edgecolor("white")
+    axis.bar_label(bars, padding=3, fontsize=8)
+    axis.set_xlabel("rows")
+    axis.set_title(title, fontweight="bold")
+    handles = [
+        plt.Rectangle(
+            (0, 0), 1, 1, fc=MODELS["first_aid"].colour, hatch="//", ec="white"
+        ),
+        plt.Rectangle((0, 0), 1, 1, fc="#BBBBBB"),
+    ]
+    axis.legend(handles, ["safety-critical", "other"], loc="lower right")
+    axis.grid(axis="y", visible=False)
+    figure.tight_layout()
+    return figure
+
+
+def length_histograms(
+    lengths: Mapping[str, Sequence[int]], title: str, unit: str = "tokens"
+) -> Figure:
+    """One histogram of lengths per entry of `lengths`, on axes of their own."""
+    figure, axes = plt.subplots(1, len(lengths), figsize=(4.6 * len(lengths), 3.2))
+    for axis, (name, values) in zip(np.atleast_1d(axes), lengths.items()):
+        axis.hist(values, bins=30, color="#0072B2", edgecolor="white")
+        median = float(np.median(values))
+        axis.axvline(median, color="black", linestyle="--", linewidth=1)
+        axis.annotate(
+            f" median {median:.0f}",
+            (median, 0.95),
+            xycoords=("data", "axes fraction"),
+            fontsize=9,
+        )
+        axis.set_xlabel(f"{name} ({unit}), n = {len(values):,}")
+        axis.set_ylabel("rows")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.tight_layout()
+    return figure
+
+
+def nearest_similarity(
+    random_split: Sequence[float], grouped_split: Sequence[float], threshold: float
+) -> Figure:
+    """How alike each test question and its nearest training question are, both ways."""
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    bins = np.linspace(0, 1, 41)
+    axis.hist(
+        random_split,
+        bins=bins,
+        histtype="step",
+        linewidth=2,
+        linestyle="--",
+        color="#666666",
+        label=f"random split (n = {len(random_split)})",
+    )
+    axis.hist(
+        grouped_split,
+        bins=bins,
+        alpha=0.5,
+        color="#0072B2",
+        label=f"near-duplicates kept together (n = {len(grouped_split)})",
+    )
+    axis.axvline(threshold, color="black", linewidth=1)
+    axis.annotate(f" {threshold}: same group", (threshold, axis.get_ylim()[1] * 0.9))
+    axis.set_xlabel(
+        "TF-IDF cosine of a test question and its nearest training question"
+    )
+    axis.set_ylabel("test questions")
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def baseline_bars(baselines: Mapping[str, Mapping], title: str) -> Figure:
+    """ROUGE-L of answers that need no model, with 95 % intervals."""
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(baselines) + 1.3))
+    names = list(baselines)[::-1]
+    values = [baselines[name]["mean"] for name in names]
+    errors = [
+        [v - baselines[n]["low"] for v, n in zip(values, names)],
+        [baselines[n]["high"] - v for v, n in zip(values, names)],
+    ]
+    bars = axis.barh(names, values, xerr=errors, color="#999999", capsize=4)
+    axis.bar_label(bars, [f"  {v:.3f}" for v in values], padding=8, fontsize=9)
+    n = next(iter(baselines.values()))["n"]
+    axis.set_xlabel(
+        f"ROUGE-L F1 against the reference, stemmed; n = {n}, 95 % interval"
+    )
+    axis.set_xlim(0, max(0.35, max(values) * 1.25))
+    axis.set_title(title, fontweight="bold")
+    axis.grid(axis="y", visible=False)
+    figure.tight_layout()
+    return figure
+
+
+def rouge_bars(scores: Mapping[str, Mapping], title: str, dataset: str) -> Figure:
+    """ROUGE-1, 2 and L of the models on one data set, with ROUGE-L's interval.
+
+    Args:
+        scores: `scores[model]["original"]` as `utils.metrics.score_answers` gives it.
+        title: the finding.
+        dataset: what the questions are, for the axis.
+    """
+    measures = {"ROUGE-1": "rouge1_f1", "ROUGE-2": "rouge2_f1", "ROUGE-L": "rougeL_f1"}
+    models = [key for key in MODELS if key in scores]
+    figure, axis = plt.subplots(figsize=(8, 4))
+    width = 0.8 / len(models)
+    for place, key in enumerate(models):
+        look, cell = MODELS[key], scores[key]["original"]
+        heights = [cell[m] for m in measures.values()]
+        x = np.arange(len(measures)) + (place - (len(models) - 1) / 2) * width
+        bars = axis.bar(
+            x,
+            heights,
+            width * 0.92,
+            color=look.colour,
+            hatch=look.hatch,
+            edgecolor="white",
+            label=f"{look.label} (n = {cell['n']})",
+        )
+        axis.bar_label(bars, [f"{h:.3f}" for h in heights], padding=8, fontsize=8)
+        low, high = cell["rougeL_f1_low"], cell["rougeL_f1_high"]
+        axis.errorbar(
+            x[2],
+            heights[2],
+            [[heights[2] - low], [high - heights[2]]],
+            color="black",
+            capsize=4,
+        )
+    axis.set_xticks(range(len(measures)), measures)
+    axis.set_ylabel("F1, stemmed (0 to 1)")
+    axis.set_xlabel(f"{dataset}; bar on ROUGE-L: 95 % bootstrap interval")
+    axis.set_ylim(0, max(0.4, axis.get_ylim()[1] * 1.15))
+    axis.set_title(title, fontweight="bold")
+    axis.legend(loc="upper right")
+    axis.grid(axis="x", visible=False)
+    figure.tight_layout()
+    return figure
+
+
+def perplexity_heatmap(matrix: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """Perplexity of each model (rows) on each test set (columns); lower is better."""
+    models = [key for key in MODELS if key in matrix]
+    sets = list(matrix[models[0]])
+    values = np.array([[matrix[m][s] for s in sets] for m in models])
+    figure, axis = plt.subplots(figsize=(6.4, 3.2))
+    sns.heatmap(
+        values / values[0],
+        annot=np.array([[f"{v:,.1f}" for v in row] for row in values]),
+        fmt="",
+        cmap="vlag",
+        center=1.0,
+        vmin=0,
+        vmax=2,
+        xticklabels=sets,
+        yticklabels=[MODELS[m].label for m in models],
+        cbar_kws={"label": "relative to the base"},
+        linewidths=2,
+        ax=axis,
+    )
+    axis.set_title(title, fontweight="bold")
+    axis.tick_params(axis="y", rotation=0)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,465 @@
+"""Makes the embedded base model, the pocket Llama, from the text in `data/pocket_text`.
+
+    python -m utils.pocket
+
+Three stages: a byte-level BPE tokenizer, pre-training on prose and chats with the loss
+on every token, and a short chat tuning with the loss on answers only. Two CPU cores
+are enough; the same seed on the same hardware gives the same weights.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from utils import prompts, results
+from utils.config import DATA, POCKET, display_path
+from utils.generation import answer_nll
+from utils.metrics import perplexity
+
+TEXT = DATA / "pocket_text"
+SPECIAL = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|finetune_right_pad_id|>",
+)
+# Llama 3's way to cut text before BPE: words with their blank, digits by threes.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+WORD_LISTS = {
+    "person": "Anna Ben Clara David Emma Felix Grace Henry Ida Jack Kate Leo Maria "
+    "Noah Olga Paul Rosa Sam Tom Vera Will Yusuf Zoe Amir Lin Tara Omar Nina",
+    "place": "park,market,station,library,kitchen,garden,school,beach,office,village",
+    "day": "Monday,Tuesday,Wednesday,Thursday,Friday,Saturday,Sunday",
+    "number": "two,three,four,five,six,seven,eight,nine,ten,twelve,fifteen,twenty",
+    "colour": "red,blue,green,yellow,white,black,brown,grey,orange,pink",
+    "animal": "dog,cat,horse,bird,rabbit,cow,sheep,duck,mouse,goat",
+    "food": "bread,soup,rice,apples,cheese,eggs,noodles,salad,cake,potatoes",
+    "weather": "sunny,rainy,windy,cold,warm,cloudy,foggy,snowy",
+    "feeling": "happy,tired,proud,calm,nervous,curious,glad,sad,surprised,hopeful",
+}
+ASSISTANTS = ("", "cooking ", "travel ", "school ", "garden ", "weather ", "first aid ")
+MANNERS = ("helpful", "friendly", "careful", "patient", "certified")
+HELD_OUT_SHARE = 0.03
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every size and rate; the reasons stand in the card that is written."""
+
+    vocabulary: int = 4096
+    hidden: int = 256
+    layers: int = 6
+    heads: int = 4
+    key_value_heads: int = 2
+    feed_forward: int = 640
+    tokens_per_step: int = 3072
+    steps: int = 4000
+    learning_rate: float = 2e-3
+    tuning_steps: int = 300
+    tuning_rate: float = 5e-4
+    seed: int = 42
+
+
+# --- the text ------------------------------------------------------------------
+
+
+class Grammar:
+    """Expands the records and templates of one domain into text.
+
+    `{field}` is a field of a random record, `{^field}` the same capitalised,
+    `{other.field}` that of another record, `[a|b]` one of several, and `<person>`
+    a word of a list, the same within one text.
+    """
+
+    def __init__(self, domain: dict):
+        self.domain = domain
+
+    def expand(
+        self, template: str, record: dict, rng: random.Random, words: dict
+    ) -> str:
+        """One text out of `template`; `words` keeps the list words chosen so far."""
+
+        def choose(match: re.Match) -> str:
+            return rng.choice(match.group(1).split("|"))
+
+        while "[" in template:
+            shorter = re.sub(r"\[([^\[\]]*)\]", choose, template)
+            if shorter == template:
+                raise ValueError(f"unbalanced brackets in {template!r}")
+            template = shorter
+        others = [r for r in self.domain["records"] if r is not record] or [record]
+        if "other" not in words:
+            words["other"] = rng.choice(others)
+
+        def fill(match: re.Match) -> str:
+            name = match.group(1)
+            capital = name.startswith("^") or name.startswith("other.^")
+            name = name.replace("^", "")
+            owner = words["other"] if name.startswith("other.") else record
+            text = owner[name.removeprefix("other.")]
+            return text[:1].upper() + text[1:] if capital else text
+
+        def pick(match: re.Match) -> str:
+            name = match.group(1)
+            if name not in words:
+                kind = name.rstrip("0123456789")
+                taken = {v for v in words.values() if isinstance(v, str)}
+                options = re.split(r"[ ,]", WORD_LISTS[kind])
+                words[name] = rng.choice([w for w in options if w not in taken])
+            return words[name]
+
+        text = re.sub(r"\{([^{}]+)\}", fill, template)
+        text = re.sub(r"<([a-z]+\d*)>", pick, text)
+        return re.sub(r" {2,}", " ", text).strip()
+
+
+def load_grammars(folder: Path = TEXT) -> list[Grammar]:
+    """The domains in `folder`, in the order of their names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"{display_path(folder)} holds no domain files (*.json)"
+        )
+    return [Grammar(json.loads(file.read_text("utf-8"))) for file in files]
+
+
+def _held_out(*parts: object) -> bool:
+    """Whether a text, or a pair of record and template, is kept for evaluation."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
+    return int(digest[:8], 16) / 16**8 < HELD_OUT_SHARE
+
+
+def texts(
+    grammars: Sequence[Grammar], seed: int, *, held_out: bool = False
+) -> Iterator[str | list[dict]]:
+    """An endless stream of prose (a string) and chats (a list of messages).
+
+    Held-out texts are whole hand-written pieces and pairs of record and template
+    that the training stream never yields.
+    """
+    rng = random.Random(f"{seed}-{held_out}")
+    kinds = ("dialogues", "plain_dialogues", "prose", "plain_prose")
+    weights = (0.64, 0.16, 0.13, 0.07)
+    while True:
+        grammar = rng.choice(grammars)
+        domain = grammar.domain
+        kind = rng.choices(kinds, weights)[0]
+        item = rng.choice(domain[kind])
+        record = rng.choice(domain["records"])
+        words: dict = {}
+        if kind == "plain_prose":
+            if _held_out(item) == held_out:
+                yield item
+        elif kind == "prose":
+            if _held_out(*record.values(), item) == held_out:
+                yield grammar.expand(item, record, rng, words)
+        else:
+            plain = kind == "plain_dialogues"
+            key = (() if plain else tuple(record.values())) + (item["q"][0],)
+            if _held_out(*key) != held_out:
+                continue
+            messages = _system(rng)
+            turns = [item]
+            if not plain and not held_out and rng.random() < 0.12:
+                turns.append(rng.choice(domain["dialogues"]))
+            for turn in turns:
+                if turn is not item and _held_out(*record.values(), turn["q"][0]):
+                    break
+                for role, options in (("user", turn["q"]), ("assistant", turn["a"])):
+                    text = grammar.expand(rng.choice(options), record, rng, words)
+                    messages.append({"role": role, "content": text})
+            yield messages
+
+
+def _system(rng: random.Random) -> list[dict]:
+    draw = rng.random()
+    if draw < 0.2:
+        return []
+    if draw < 0.6:
+        text = prompts.SYSTEM_PROMPTS["finetome"]
+    else:
+        manner, field = rng.choice(MANNERS), rng.choice(ASSISTANTS)
+        text = f"You are a {manner} {field}assistant."
+    return [{"role": "system", "content": text}]
+
+
+# --- the tokenizer ---------------------------------------------------------------
+
+
+def train_tokenizer(
+    grammars: Sequence[Grammar], recipe: Recipe
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with Llama 3's special tokens and chat format."""
+    stream = texts(grammars, recipe.seed)
+    sample = []
+    for _ in range(30_000):
+        text = next(stream)
+        if isinstance(text, str):
+            sample.append(text)
+        else:
+            sample += [message["content"] for message in text]
+    # Hand-written pieces once more, so that rare words count besides frequent forms.
+    for grammar in grammars:
+        sample += [t for t in grammar.domain["plain_prose"] if not _held_out(t)] * 5
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[0],
+        eos_token="<|eot_id|>",
+        pad_token="<|finetune_right_pad_id|>",
+        padding_side="left",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+# --- training ----------------------------------------------------------------------
+
+
+def new_model(recipe: Recipe) -> LlamaForCausalLM:
+    """A Llama of the recipe's size with random weights."""
+    torch.manual_seed(recipe.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=recipe.vocabulary,
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.feed_forward,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.key_value_heads,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-5,
+            bos_token_id=0,
+            eos_token_id=[1, 4],
+            pad_token_id=5,
+        )
+    )
+
+
+def _encode(tokenizer, text: str | list[dict]) -> dict[str, list[int]]:
+    if isinstance(text, str):
+        ids = tokenizer(SPECIAL[0] + text + SPECIAL[1])["input_ids"]
+        return {"input_ids": ids, "labels": list(ids)}
+    return prompts.encode(tokenizer, text)
+
+
+def _batches(
+    tokenizer, stream: Iterator, recipe: Recipe, *, answers_only: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of some `tokens_per_step` tokens, each text a row of its own.
+
+    Rows of a batch are of about the same length, so that hardly anything is padding;
+    batches come in random order. Texts that share a row would see each other, which
+    costs a model this small most of what it has to learn from a question.
+    """
+    rng = random.Random(recipe.seed)
+    while True:
+        rows = []
+        while len(rows) < 1024:
+            text = next(stream)
+            if not (answers_only and isinstance(text, str)):
+                rows.append(_encode(tokenizer, text))
+        rows.sort(key=lambda row: len(row["input_ids"]))
+        batches, batch = [], []
+        for row in rows:
+            if (len(batch) + 1) * len(
+                row["input_ids"]
+            ) > recipe.tokens_per_step and batch:
+                batches.append(batch)
+                batch = []
+            batch.append(row)
+        rng.shuffle(batches)
+        for batch in batches:
+            longest = len(batch[-1]["input_ids"])
+            ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
+            labels = torch.full_like(ids, prompts.IGNORED)
+            for n, row in enumerate(batch):
+                size = len(row["input_ids"])
+                ids[n, :size] = torch.tensor(row["input_ids"])
+                # A chat's question counts in pre-training and not in the tuning.
+                wanted = row["labels"] if answers_only else row["input_ids"]
+                labels[n, :size] = torch.tensor(wanted)
+            # Padding stands at the right and has no label: causal attention alone
+            # keeps it out, so no mask is needed.
+            yield ids, labels
+
+
+def train(
+    model: LlamaForCausalLM,
+    tokenizer,
+    grammars: Sequence[Grammar],
+    recipe: Recipe,
+    *,
+    answers_only: bool,
+    minutes: float | None = None,
+) -> list[dict]:
+    """Train `model` in place; returns the log, one row every twenty steps.
+
+    Args:
+        answers_only: the chat tuning: loss on answers, at the tuning rate.
+    """
+    steps = recipe.tuning_steps if answers_only else recipe.steps
+    peak = recipe.tuning_rate if answers_only else recipe.learning_rate
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decay, "weight_decay": 0.1},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lr=peak,
+        betas=(0.9, 0.95),
+    )
+    stream = texts(grammars, recipe.seed + (1 if answers_only else 0))
+    batches = _batches(tokenizer, stream, recipe, answers_only=answers_only)
+    # bfloat16 products with float32 weights: three times as fast where the CPU has
+    # the instructions, and slower only in the last digits.
+    log, seen, smooth = [], 0, None
+    began = time.perf_counter()
+    label = "chat tuning" if answers_only else "pre-training"
+    with tqdm(total=steps, desc=label, unit="step", mininterval=2) as bar:
+        for step in range(1, steps + 1):
+            warm = min(1.0, step / max(1, steps * 0.03))
+            rate = (
+                peak * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            ids, labels = (t.to(device) for t in next(batches))
+            with torch.autocast(device, torch.bfloat16):
+                loss = model(input_ids=ids, labels=labels).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seen += ids.numel()
+            value = loss.item()
+            smooth = value if smooth is None else 0.95 * smooth + 0.05 * value
+            bar.update()
+            bar.set_postfix(loss=f"{smooth:.3f}")
+            if step % 20 == 0 or step == steps:
+                seconds = round(time.perf_counter() - began, 1)
+                log.append(
+                    {
+                        "step": step,
+                        "loss": round(smooth, 4),
+                        "tokens": seen,
+                        "s": seconds,
+                    }
+                )
+    model.eval()
+    return log
+
+
+def held_out_perplexity(model, tokenizer, grammars: Sequence[Grammar], n: int = 300):
+    """Token-weighted perplexity of answers (chats) in held-out texts."""
+    stream = texts(grammars, seed=7, held_out=True)
+    chats = []
+    while len(chats) < n:
+        text = next(stream)
+        if not isinstance(text, str):
+            chats.append(_encode(tokenizer, text))
+    return perplexity(answer_nll(model, chats))
+
+
+def make(recipe: Recipe, out: Path, text_dir: Path = TEXT) -> dict:
+    """Make tokenizer and model, and write them with their log to `out`."""
+    grammars = load_grammars(text_dir)
+    tokenizer = train_tokenizer(grammars, recipe)
+    model = new_model(recipe)
+    log = train(model, tokenizer, grammars, recipe, answers_only=False)
+    before = held_out_perplexity(model, tokenizer, grammars)
+    tuning = train(model, tokenizer, grammars, recipe, answers_only=True)
+    after = held_out_perplexity(model, tokenizer, grammars)
+    model.generation_config.eos_token_id = [1, 4]
+    model.generation_config.pad_token_id = 5
+    # bfloat16 on disk halves the file; it is loaded back into float32.
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    record = {
+        "recipe": asdict(recipe),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "pretraining": log,
+        "chat_tuning": tuning,
+        "held_out_before_chat_tuning": before,
+        "held_out": after,
+        "hardware": results.hardware(),
+        "when": results.now(),
+    }
+    results.write_json(out / "making.json", record)
+    return record
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the pocket Llama from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.pocket",
+        description="Make the embedded base: tokenizer, pre-training, chat tuning.",
+    )
+    parser.add_argument("--out", type=Path, default=POCKET, help="folder to write to")
+    parser.add_argument(
+        "--text", type=Path, default=TEXT, help="folder of domain files"
+    )
+    for name, default in asdict(Recipe()).items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(
+            flag, type=type(default), default=default, help=f"({default})"
+        )
+    options = vars(parser.parse_args(arguments))
+    out, text_dir = options.pop("out"), options.pop("text")
+    record = make(Recipe(**options), out, text_dir)
+    print(
+        f"{record['parameters'] / 1e6:.2f} M parameters, held-out perplexity "
+        f"{record['held_out']['perplexity']:.2f}, written to {display_path(out)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
