@@ -25,11 +25,13 @@ STAMPED = ("*.md", "notebooks/*.ipynb", "utils/colab.py")
 
 
 def set_up() -> None:
-    """Install what the project needs on top of what Colab has; safe to run twice.
+    """On Colab install what is missing there, elsewhere do nothing; safe to run twice.
 
     Raises:
         SystemExit: pip failed; the sentence says what to do.
     """
+    if "google.colab" not in sys.modules:
+        return
     print(runtime())
     missing = missing_requirements()
     if missing:

@@ -22,10 +22,11 @@ _ANSWER_NO = re.compile(r"^(?:no|nope)\b(?= ?[,;:–—-])")
 _INNER_NO = re.compile(r"^\w+ (?:\w+ )?(?:no|nothing|neither|never)\b")
 # Two negations, or a negated delay, make an instruction: "do not hesitate to call".
 _AFFIRMED = re.compile(
-    r"\b(?:(?:do not|don'?t|never|not) (?:hesitate|wait(?! to see| for| and| until| till| longer)|delay|forget|fail|neglect|"
-    r"be afraid|be shy|worry|stop)|no later than|not only|without (?:any )?(?:delay|"
-    r"hesitation|waiting)|no matter|if (?:you )?(?:are |is )?(?:not|no)|"
-    r"stop(?:s|ped)? (?:the )?(?:burn|bleed)ing|why not|not sure|in no time)\b"
+    r"\b(?:(?:do not|don'?t|never|not) (?:hesitate|delay|forget|fail|neglect|worry|"
+    r"wait(?! to see| for| and| until| till| longer)|be afraid|be shy|stop)|"
+    r"no later than|not only|without (?:any )?(?:delay|hesitation|waiting)|no matter|"
+    r"if (?:you )?(?:are |is )?(?:not|no)|stop(?:s|ped)? (?:the )?(?:burn|bleed)ing|"
+    r"why not|not sure|in no time)\b"
 )
 # Where a negation ends: "do not move them, but call 112", "and then", "until".
 _SCOPE_END = re.compile(
