@@ -6,6 +6,7 @@ paths mean "relative to the project root", whichever folder a kernel started in.
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ IMAGES = ROOT / "imgs"
 SAMPLES = DATA / "samples"
 POCKET = DATA / "pocket_llama"
 
+OLDEST_PYTHON = (3, 11)
 LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 REPORT_QUESTIONS = (
@@ -95,7 +97,7 @@ PROFILES = {
         finetome="data/samples/general.jsonl",
         finetome_rows=None,
         context_length=512,
-        max_new_tokens=128,
+        max_new_tokens=160,
     ),
     "llama_1b": Profile(
         name="llama_1b",
@@ -206,6 +208,12 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         FileNotFoundError: a local model or dataset is not there.
         RuntimeError: Python is older than 3.11.
     """
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        version = ".".join(map(str, sys.version_info[:3]))
+        raise RuntimeError(
+            f"Python {version} is too old: this project needs 3.11 or newer. "
+            "Try: make PYTHON=python3.12 run"
+        )
     profile = PROFILES[choose_profile(environ)]
     names = {
         "BASE_MODEL": profile.base_model,
@@ -264,7 +272,7 @@ def _positive_int(environ: Mapping[str, str], name: str) -> int | None:
     value = environ.get(name, "").strip()
     if not value:
         return None
-    if not value.isdigit() or int(value) < 1:
+    if not value.isdecimal() or int(value) < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
     return int(value)
 

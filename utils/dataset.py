@@ -11,6 +11,7 @@ training set.
 import argparse
 import csv
 import hashlib
+import io
 import json
 import re
 import sys
@@ -38,6 +39,7 @@ CONVERSATION = "conversation"
 SPLITS = ("train", "validation", "test")
 
 GROUP_COSINE = 0.55  # single linkage at .55 keeps FirstAidQA's groups at 18 at most
+TWIN_COSINE = 0.6  # what we count as a near-twin; above .55, as weights move a little
 EXACT_UP_TO = 20_000  # above it MinHash proposes the pairs and the cosine decides
 VALIDATION_FROM, TEST_FROM = 0.8, 0.9  # where a group's hash in [0, 1) falls
 
@@ -195,6 +197,8 @@ def load_source(
         raw, revision = _read_local(resolve(source), source)
     else:
         raw, revision = _read_hub(source, revision)
+    if rows is not None and rows < 1:
+        raise ValueError(f"{source}: rows={rows} must be at least 1.")
     if not raw:
         raise ValueError(f"{source}: there are no rows in it. Choose another file.")
     rows_read = len(raw)
@@ -230,6 +234,7 @@ def reasons_of(excluded: Sequence[Exclusion]) -> dict[str, int]:
 
 def _read_hub(name: str, revision: str | None) -> tuple[list[dict], str]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         data = load_dataset(name, revision=revision, split="train")
@@ -238,8 +243,8 @@ def _read_hub(name: str, revision: str | None) -> tuple[list[dict], str]:
             f"The Hub has no data set {name!r} at revision {revision or 'main'!r}. "
             "Check the spelling and the revision, and set HF_TOKEN if it is private."
         ) from error
-    except ValueError as error:
-        first = str(error).strip().splitlines()[0][:160]
+    except (ValueError, DatasetsError) as error:
+        first = str(error).strip().partition("\n")[0][:160]
         raise ValueError(f"{name}, revision {revision or 'main'!r}: {first}") from error
     except OSError as error:
         raise ConnectionError(
@@ -315,6 +320,13 @@ def _read_json(path: Path, name: str) -> list[dict]:
         rows.append(row)
         if text[position] == ",":
             position = blank.match(text, position + 1).end()
+    rest = blank.match(text, position + 1).end()
+    if rest < len(text):
+        line = text.count("\n", 0, rest) + 1
+        raise ValueError(
+            f"{name}, line {line}: the JSON array of {len(rows)} rows ends before "
+            f"{text[rest : rest + 20]!r}. Put all rows into one array."
+        )
     return rows
 
 
@@ -334,7 +346,9 @@ def _read_jsonl(path: Path, name: str) -> list[dict]:
 
 
 def _read_csv(path: Path, name: str) -> list[dict]:
-    reader = csv.DictReader(_text_of(path, name).splitlines(keepends=True), strict=True)
+    # Not str.splitlines, which also cuts at form feeds and Unicode's line separators.
+    lines = io.StringIO(_text_of(path, name), newline="")
+    reader = csv.DictReader(lines, strict=True)
     rows = []
     try:
         for row in reader:
@@ -435,9 +449,11 @@ def _check_conversation(row: dict) -> dict | str:
     for turn in turns:
         if not isinstance(turn, dict):
             return "a turn that is not an object"
-        role = turn.get("from", turn.get("role"))
-        text = turn.get("value", turn.get("content"))
-        if role not in ROLES:
+        # A table of both styles holds None where a turn lacks the other's keys.
+        role, text = turn.get("from"), turn.get("value")
+        role = turn.get("role") if role is None else role
+        text = turn.get("content") if text is None else text
+        if not isinstance(role, str) or role not in ROLES:
             return f"unknown role {role!r}"
         if not isinstance(text, str):
             return "a turn that is not text"
@@ -455,7 +471,10 @@ def _check_conversation(row: dict) -> dict | str:
         return "does not end with an answer"
     if not normalise(first_question(messages)):
         return "question without words"
-    return {"messages": messages, "source": str(row.get("source") or "")}
+    clean = {"messages": messages, "source": str(row.get("source") or "")}
+    if _is_true(row.get("held_out")):
+        clean["held_out"] = True
+    return clean
 
 
 def _preview(row: object) -> str:
@@ -495,7 +514,7 @@ def topic_of(row: dict) -> tuple[str, bool]:
         critical = row.get("safety_critical")
         if critical is None:
             critical = TOPICS.get(topic, (False, ""))[0]
-        return topic, bool(critical)
+        return topic, _is_true(critical)
     for text in (row["question"].lower(), row["answer"].lower()):
         for topic, (critical, pattern) in TOPICS.items():
             if re.search(pattern, text):
@@ -652,21 +671,31 @@ def split_rows(source: Source, *, progress: bool = True) -> Split:
     for the others a hash of the group's key decides, 80/10/10.
 
     The outcome depends on the rows' content only, not on their order.
+
+    Raises:
+        ValueError: so few questions differ that a split would be empty.
     """
     rows, excluded = _drop_repeats(source)
     questions = [normalise(question_of(row)) for row in rows]
     keys, _ = group_questions(questions, progress=progress)
-    held_out = {normalise(question) for question in REPORT_QUESTIONS}
-    test_keys = {
-        key
-        for key, question, row in zip(keys, questions, rows)
-        if question in held_out or _is_true(row.get("held_out"))
+    # Asked of all rows: a repeat that was dropped may be the one that says so.
+    held_out = {normalise(question) for question in REPORT_QUESTIONS} | {
+        normalise(question_of(row))
+        for row in source.rows
+        if _is_true(row.get("held_out"))
     }
+    test_keys = {key for key, question in zip(keys, questions) if question in held_out}
     parts = {name: [] for name in SPLITS}
     for key, row in zip(keys, rows):
         clean = _plain_columns(row, source.kind)
         clean["group"] = _digest(key)[:12]
         parts["test" if key in test_keys else _split_of(key)].append(clean)
+    if not all(parts.values()):
+        counts = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
+        raise ValueError(
+            f"{source.name}: {len(set(keys))} groups of questions are too few to split "
+            f"({counts}). Each split needs one; add rows."
+        )
     for part in parts.values():
         part.sort(key=lambda row: (row["group"], _canonical(row)))
     joined = "\n".join(
@@ -831,19 +860,27 @@ def audit(
         "split": split.counts(),
         "fingerprint": split.fingerprint,
     }
+    if split.train and split.test:
+        random_cosine, grouped_cosine = nearest_cosines(split)
+        report["leakage"] = {
+            "test_questions": len(split.test),
+            "near_twins_random_split": int((random_cosine >= TWIN_COSINE).sum()),
+            "near_twins": int((grouped_cosine >= TWIN_COSINE).sum()),
+        }
     if tokenizer is not None:
         for name, texts in (("question", questions), ("answer", answers)):
             texts = [question_of(r) for r in rows] if name == "question" else texts
             ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
             report["lengths"][f"{name}_tokens"] = _summary(list(map(len, ids)))
     if source.kind == QA:
-        topics = Counter(topic_of(row) for row in rows)
-        report["topics"] = {
-            topic: {"rows": n, "safety_critical": critical}
-            for (topic, critical), n in sorted(
-                topics.items(), key=lambda item: (-item[1], item[0])
-            )
-        }
+        topics = defaultdict(lambda: {"rows": 0, "safety_critical": 0})
+        for row in rows:
+            topic, critical = topic_of(row)
+            topics[topic]["rows"] += 1
+            topics[topic]["safety_critical"] += critical
+        report["topics"] = dict(
+            sorted(topics.items(), key=lambda item: (-item[1]["rows"], item[0]))
+        )
     else:
         report["sources"] = dict(Counter(r["source"] for r in rows).most_common())
         report["several_turns"] = sum(
@@ -853,6 +890,22 @@ def audit(
             r["messages"][0]["role"] == "system" for r in rows
         )
     return report
+
+
+def nearest_cosines(split: Split, seed: int = 42) -> tuple[np.ndarray, np.ndarray]:
+    """How alike each test question is to its nearest training question, two ways.
+
+    Returns:
+        Cosines of shape (test rows,) for a seeded random split of the same rows, and
+        for `split` itself.
+    """
+    rows = split.train + split.validation + split.test
+    order = np.random.default_rng(seed).permutation(len(rows))
+    shuffled = [rows[i] for i in order]
+    tested = len(split.test)
+    _, random_cosine = nearest_rows(shuffled[tested:], shuffled[:tested])
+    _, grouped_cosine = nearest_rows(split.train, split.test)
+    return random_cosine, grouped_cosine
 
 
 def question_kind(question: str) -> str:
@@ -925,8 +978,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="Hub id or folder, for lengths in tokens (default: the pocket Llama's)",
     )
     options = parser.parse_args(arguments)
-    from utils.models import load_tokenizer
-
     try:
         source = load_source(
             options.source,
@@ -934,6 +985,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows=options.rows,
             seed=options.seed,
         )
+        from utils.models import load_tokenizer  # slow: only for rows that can be used
+
         tokenizer = load_tokenizer(options.tokenizer)
         split = split_rows(source)
         report = audit(source, split, tokenizer)

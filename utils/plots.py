@@ -166,29 +166,26 @@ def _published_column(axes, published: Mapping) -> None:
 
 
 def topic_bars(topics: Mapping[str, Mapping], title: str) -> Figure:
-    """Rows per topic, safety-critical topics hatched."""
+    """Rows per topic; the safety-critical ones among them in colour and hatched.
+
+    Args:
+        topics: `topics[topic]` holds `rows` and `safety_critical`, both counts.
+        title: the finding.
+    """
     names = list(topics)[::-1]
-    counts = [topics[name]["rows"] for name in names]
+    labels = [name.replace("_", " ") for name in names]
     critical = [topics[name]["safety_critical"] for name in names]
+    other = [topics[name]["rows"] - n for name, n in zip(names, critical)]
     figure, axis = plt.subplots(figsize=(8, 0.26 * len(names) + 1.4))
-    bars = axis.barh(
-        [name.replace("_", " ") for name in names],
-        counts,
-        color=[MODELS["first_aid"].colour if c else "#BBBBBB" for c in critical],
-    )
-    for bar, is_critical in zip(bars, critical):
-        bar.set_hatch("//" if is_critical else "")
-        bar.set_edgecolor("white")
-    axis.bar_label(bars, padding=3, fontsize=8)
+    look = dict(color=MODELS["first_aid"].colour, hatch="//", edgecolor="white")
+    axis.barh(labels, critical, label="safety-critical", **look)
+    bars = axis.barh(labels, other, left=critical, color="#BBBBBB", label="other")
+    totals = [topics[name]["rows"] for name in names]
+    axis.bar_label(bars, totals, padding=3, fontsize=8)
     axis.set_xlabel("rows")
     axis.set_title(title, fontweight="bold")
-    handles = [
-        plt.Rectangle(
-            (0, 0), 1, 1, fc=MODELS["first_aid"].colour, hatch="//", ec="white"
-        ),
-        plt.Rectangle((0, 0), 1, 1, fc="#BBBBBB"),
-    ]
-    axis.legend(handles, ["safety-critical", "other"], loc="lower right")
+    axis.set_xlim(0, max(totals) * 1.25)
+    axis.legend(loc="lower right", frameon=True)
     axis.grid(axis="y", visible=False)
     figure.tight_layout()
     return figure
@@ -239,7 +236,7 @@ def nearest_similarity(
         label=f"near-duplicates kept together (n = {len(grouped_split)})",
     )
     axis.axvline(threshold, color="black", linewidth=1)
-    axis.annotate(f" {threshold}: same group", (threshold, axis.get_ylim()[1] * 0.9))
+    axis.annotate(f" {threshold}: near-twins", (threshold, axis.get_ylim()[1] * 0.9))
     axis.set_xlabel(
         "TF-IDF cosine of a test question and its nearest training question"
     )

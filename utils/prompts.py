@@ -104,8 +104,10 @@ def encode_rows(
         The encoded rows, and how many were left out.
 
     Raises:
-        ValueError: no row fits.
+        ValueError: there are no rows, or none fits.
     """
+    if not rows:
+        raise ValueError("there are no rows to encode; was the split empty?")
     encoded = [encode(tokenizer, row_messages(row)) for row in rows]
     kept = [row for row in encoded if len(row["input_ids"]) <= context_length]
     if not kept:
