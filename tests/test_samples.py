@@ -38,9 +38,8 @@ def first_turns(rows: list[dict]) -> list[str]:
 def test_there_is_enough_of_everything():
     topics = Counter(row["topic"] for row in FIRST_AID)
     held_out = [row for row in FIRST_AID if row["held_out"]]
-    cards = [
-        r for r in held_out if r["safety_critical"] and r["must"] and r["must_not"]
-    ]
+    cards = [r for r in held_out if r["safety_critical"] and r.get("must_not")]
+    assert all(row["must"] for row in cards)
     assert len(FIRST_AID) >= 600 and len(topics) >= 12
     assert len(held_out) >= 120 and len({r["topic"] for r in held_out}) == len(topics)
     assert len(cards) >= 60
@@ -141,7 +140,7 @@ def test_the_checker_agrees_with_the_labels():
 
 
 def test_taking_the_negations_out_is_noticed():
-    """Where ROUGE sees next to nothing, a third of the cards change their verdict."""
+    """Where ROUGE sees next to nothing, a quarter of the cards change their verdict."""
     negation = re.compile(r"\b(?:do not|don't|never|not) ", re.IGNORECASE)
     rows = [r for r in FIRST_AID if r.get("must_not") and negation.search(r["answer"])]
     changed = 0
@@ -149,7 +148,7 @@ def test_taking_the_negations_out_is_noticed():
         flipped = negation.sub("", row["answer"])
         verdict = safety.check_criteria(flipped, row["must"], row["must_not"])
         changed += bool(verdict["missed"] or verdict["violated"])
-    assert changed >= len(rows) / 3
+    assert changed >= len(rows) / 4
 
 
 def test_labelled_negations_never_count_as_said():
@@ -177,3 +176,14 @@ def test_the_pocket_text_gives_no_first_aid():
     pattern = r"tourniquet|\bcpr\b|recovery position|chest compression|rescue breath"
     for file in (ROOT / "data" / "pocket_text").glob("*.json"):
         assert not re.search(pattern, file.read_text("utf-8").lower()), file
+
+
+def test_the_checker_on_answers_that_no_pattern_was_changed_for():
+    """The honest figure; the data card lists the misses and must be kept in step."""
+    labels = read("criteria_labels_unseen.jsonl")
+    share, misses = accuracy(labels)
+    assert share >= 0.93
+    card = (SAMPLES / "README.md").read_text("utf-8")
+    assert f"{share:.1%}" in card
+    for miss in misses:
+        assert miss.split(": ", 1)[1] in card
