@@ -48,6 +48,12 @@ class LocalBackend:
         with self.lock, use_model(self.model, key) as model:
             began = time.perf_counter()
             first = None
+            generated = 0
+
+            def on_token() -> None:
+                nonlocal generated
+                generated += 1
+
             for text in stream_answer(
                 model,
                 self.tokenizer,
@@ -56,10 +62,8 @@ class LocalBackend:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 seed=sampling.seed,
+                on_token=on_token,  # cutting the text up anew may give another count
             ):
                 now = time.perf_counter() - began
                 first = now if first is None else first
-                tokens = len(
-                    self.tokenizer(text, add_special_tokens=False)["input_ids"]
-                )
-                yield Progress(text, tokens, first, now)
+                yield Progress(text, generated, first, now)

@@ -16,6 +16,7 @@ CSS = (
         for key, look in MODELS.items()
     )
     + ".notice { border: 2px solid #D55E00; border-radius: 6px; padding: .3em .8em }"
+    + ".notice .notice { border: none; padding: 0 }"  # Gradio sets the class twice
 )
 
 
@@ -41,17 +42,12 @@ def build_chat(
         max_new_tokens: int,
         temperature: float,
         top_p: float,
-        seed: int,
+        seed: int | None,
     ) -> Iterator[tuple[str, str]]:
-        if not message.strip():
-            raise gr.Error("Please type a question first.", print_exception=False)
-        if len(message) > MAX_CHARACTERS:
-            raise gr.Error(
-                f"The question has {len(message):,} characters; at most "
-                f"{MAX_CHARACTERS:,} are read. Please shorten it.",
-                print_exception=False,
-            )
-        messages = [{"role": "system", "content": system_prompt[:MAX_CHARACTERS]}]
+        if problem := _problem(message):  # the page asks before, a program may not
+            raise gr.Error(problem, print_exception=False)
+        system_prompt = (system_prompt or "")[:MAX_CHARACTERS]
+        messages = [{"role": "system", "content": system_prompt}]
         messages += [
             {"role": turn["role"], "content": _plain(turn["content"])}
             for turn in history[-2 * MAX_TURNS :]
@@ -61,16 +57,22 @@ def build_chat(
             max_new_tokens=min(int(max_new_tokens), settings.max_new_tokens),
             temperature=float(temperature),
             top_p=float(top_p),
-            seed=int(seed),
+            # An emptied field, a negative or a huge number: any of them is a seed.
+            seed=settings.seed if seed is None else int(seed) % 2**32,
         )
-        for so_far in backend.stream(model, messages, sampling):
-            rate = so_far.tokens / max(so_far.seconds, 1e-9)
-            figures = (
-                f"<div class='model-{model}'>{MODELS[model].label} · {so_far.tokens} "
-                f"tokens · first after {so_far.first_token_s:.2f} s · {rate:.0f} "
-                "tokens/s</div>"
-            )
-            yield so_far.text, figures
+        text = ""
+        try:
+            for so_far in backend.stream(model, messages, sampling):
+                text = so_far.text
+                rate = so_far.tokens / max(so_far.seconds, 1e-9)
+                figures = (
+                    f"<div class='model-{model}'>{MODELS[model].label} · "
+                    f"{so_far.tokens} tokens · first after "
+                    f"{so_far.first_token_s:.2f} s · {rate:.0f} tokens/s</div>"
+                )
+                yield text, figures
+        except RuntimeError as error:
+            yield f"{text}\n\n⚠ {error}. Please ask again.".strip(), ""
 
     with gr.Blocks(title="Three small Llamas, one base") as app:
         gr.Markdown("# Ask the base, the FineTome and the FirstAidQA model")
@@ -121,17 +123,39 @@ def build_chat(
             textbox=gr.Textbox(
                 label="Your question",
                 placeholder="Ask about first aid …",
-                max_length=MAX_CHARACTERS,
+                submit_btn=True,
+                stop_btn=True,
+                autofocus=True,
             ),
             additional_inputs=[model, *controls],
             additional_outputs=[figures],
             examples=[[question] for question in examples],
             cache_examples=False,
             editable=True,
+            # Once `answer` has raised an error, the page lets nobody ask again.
+            validator=_check,
             api_name="chat",
         )
         figures.render()
     return app
+
+
+def _problem(message: str | None) -> str:
+    """Why `message` cannot be asked; empty if it can."""
+    if not (message or "").strip():
+        return "Please type a question first."
+    if len(message) > MAX_CHARACTERS:
+        return (
+            f"The question has {len(message):,} characters; at most "
+            f"{MAX_CHARACTERS:,} are read. Please shorten it."
+        )
+    return ""
+
+
+def _check(message: str | None) -> dict:
+    """The same, as Gradio's form validation wants it."""
+    problem = _problem(message)
+    return gr.validate(not problem, problem)
 
 
 def _plain(content: str | list) -> str:

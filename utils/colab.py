@@ -85,12 +85,17 @@ def missing_requirements() -> list[str]:
 
 
 def installed_constraints() -> list[str]:
-    """Everything installed at its very version, so that pip moves none of it."""
-    return sorted(
-        f"{found.name}=={found.version}"
-        for found in distributions()
-        if found.name and found.name.lower() not in MAY_MOVE
-    )
+    """Everything installed at its very version, so that pip moves none of it.
+
+    Where a package is there twice (Debian's copy under Colab's), the first one counts:
+    two constraints that contradict each other make pip give up.
+    """
+    first: dict[str, str] = {}
+    for found in distributions():
+        if found.name and found.name.lower() not in MAY_MOVE:
+            name = re.sub(r"[-_.]+", "-", found.name).lower()
+            first.setdefault(name, f"{found.name}=={found.version}")
+    return sorted(first.values())
 
 
 def remove_old_torchao() -> None:
@@ -117,7 +122,7 @@ def stamp_address(repository: str) -> list[str]:
     Raises:
         ValueError: not of the form owner/name.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not re.fullmatch(r"\w[\w-]*/[\w.-]*\w", repository, re.ASCII):
         raise ValueError(f"REPO={repository!r}: give it as owner/name")
     changed = []
     for pattern in STAMPED:

@@ -22,7 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import (
+    HashingVectorizer,
+    TfidfTransformer,
+    TfidfVectorizer,
+)
 from tqdm.auto import tqdm
 
 from utils import safety
@@ -41,6 +45,7 @@ SPLITS = ("train", "validation", "test")
 GROUP_COSINE = 0.55  # single linkage at .55 keeps FirstAidQA's groups at 18 at most
 TWIN_COSINE = 0.6  # what we count as a near-twin; above .55, as weights move a little
 EXACT_UP_TO = 20_000  # above it MinHash proposes the pairs and the cosine decides
+LEAKAGE_SAMPLE = 2_000  # so many test questions tell how much leaks
 VALIDATION_FROM, TEST_FROM = 0.8, 0.9  # where a group's hash in [0, 1) falls
 
 ROLES = {
@@ -150,7 +155,10 @@ class Source:
 
 @dataclass
 class Split:
-    """Rows by split, what was left out, and the fingerprint of both."""
+    """Rows by split, what was left out, and the fingerprint of both.
+
+    `key_of` and `linked` are the groups that decided: see `group_questions`.
+    """
 
     kind: str
     train: list[dict]
@@ -161,6 +169,8 @@ class Split:
     source: str
     revision: str
     rows_read: int
+    key_of: dict[str, str] = field(default_factory=dict, repr=False)
+    linked: list[tuple[str, str, float]] = field(default_factory=list, repr=False)
 
     def counts(self) -> dict[str, int]:
         """Rows per split."""
@@ -278,7 +288,9 @@ def _read_local(path: Path, name: str) -> tuple[list[dict], str]:
             f"{name}: files of type {path.suffix!r} are unknown ({known})."
         )
     rows = readers[path.suffix](path, name)
-    return rows, "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return rows, f"sha256:{digest[:16]}"
 
 
 def _text_of(path: Path, name: str) -> str:
@@ -544,8 +556,8 @@ def near_duplicate_pairs(
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     if len(texts) < 2 or not any(map(vectorizer.build_analyzer(), texts)):
         return
-    vectors = vectorizer.fit_transform(texts).astype(np.float32)
     if len(texts) <= exact_up_to:
+        vectors = vectorizer.fit_transform(texts).astype(np.float32)
         step = 500
         blocks = range(0, len(texts), step)
         for start in tqdm(blocks, "compare questions", disable=not progress):
@@ -554,7 +566,8 @@ def near_duplicate_pairs(
             keep = (product.data >= threshold) & (i < j)
             yield i[keep], j[keep], product.data[keep]
         return
-    pairs = _minhash_candidates(texts, vectors.indices, vectors.indptr, progress)
+    vectors = _hashed_tfidf(texts, progress)
+    pairs = _minhash_candidates(vectors, progress)
     step = 50_000
     for start in range(0, len(pairs), step):
         i, j = pairs[start : start + step].T
@@ -563,25 +576,47 @@ def near_duplicate_pairs(
         yield i[keep], j[keep], cosine[keep]
 
 
-def _minhash_candidates(
-    texts: Sequence[str], indices: np.ndarray, indptr: np.ndarray, progress: bool
-) -> np.ndarray:
+def _hashed_tfidf(texts: Sequence[str], progress: bool):
+    """What `TfidfVectorizer` gives, without holding millions of 2-grams as text.
+
+    Each 1–2-gram is known by its hash below 2³⁰; of five million some 0.5 % share
+    theirs with another. Returns a sparse matrix of shape (texts, distinct hashes).
+    """
+    hasher = HashingVectorizer(
+        ngram_range=(1, 2),
+        n_features=2**30,
+        alternate_sign=False,
+        norm=None,
+        dtype=np.float32,
+    )
+    counts = hasher.transform(tqdm(texts, "n-grams", disable=not progress))
+    # Columns that no text uses would make the weights a vector of gigabytes.
+    known, column = np.unique(counts.indices, return_inverse=True)
+    counts.indices = column.astype(counts.indices.dtype)
+    counts.resize(len(texts), len(known))
+    weights = TfidfTransformer(sublinear_tf=True).fit(counts)
+    return weights.transform(counts, copy=False)
+
+
+def _minhash_candidates(vectors, progress: bool) -> np.ndarray:
     """Pairs (n, 2) of rows that share a band of a 96-value MinHash signature.
 
     The bands are three values wide: a pair with Jaccard similarity s is proposed
     with probability 1 - (1 - s³)³² (Leskovec, Rajaraman, Ullman: Mining of Massive
-    Datasets, 3.4), 87 % at .4 and 98 % at .5. Shingles are the vocabulary indices of
-    the TF-IDF matrix, so that texts are cut into words once.
+    Datasets, 3.4), 87 % at .4 and 98 % at .5. Shingles are the columns of the TF-IDF
+    matrix, so that texts are cut into words once.
     """
     from datasketch import MinHash
 
     bands, width = 32, 3
     template = MinHash(num_perm=bands * width, seed=1, hashfunc=int)
-    signatures = np.empty((len(texts), bands * width), dtype=np.uint32)
-    # Vocabulary indices are small and dense; an odd multiplier spreads them over
+    indices, indptr = vectors.indices, vectors.indptr
+    size = vectors.shape[0]
+    signatures = np.empty((size, bands * width), dtype=np.uint32)
+    # Column numbers are small and dense; an odd multiplier spreads them over
     # 32 bits, which is what a hash function is for.
     hashed = indices.astype(np.uint64) * np.uint64(2654435761) % np.uint64(2**32)
-    for row in tqdm(range(len(texts)), "MinHash", disable=not progress):
+    for row in tqdm(range(size), "MinHash", disable=not progress):
         sketch = template.copy()
         sketch.update_batch(hashed[indptr[row] : indptr[row + 1]].tolist())
         signatures[row] = sketch.hashvalues
@@ -647,9 +682,12 @@ def nearest_rows(
     """
     known = [normalise(question_of(row)) for row in train]
     asked = [normalise(question_of(row)) for row in others]
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    vectorizer.fit(known + asked)
-    train_vectors, vectors = vectorizer.transform(known), vectorizer.transform(asked)
+    if len(known) + len(asked) <= EXACT_UP_TO:
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+        both = vectorizer.fit_transform(known + asked)
+    else:
+        both = _hashed_tfidf(known + asked, progress=False)
+    train_vectors, vectors = both[: len(known)], both[len(known) :]
     index, cosine = [], []
     for start in range(0, len(asked), 500):
         block = (vectors[start : start + 500] @ train_vectors.T).toarray()
@@ -677,7 +715,7 @@ def split_rows(source: Source, *, progress: bool = True) -> Split:
     """
     rows, excluded = _drop_repeats(source)
     questions = [normalise(question_of(row)) for row in rows]
-    keys, _ = group_questions(questions, progress=progress)
+    keys, linked = group_questions(questions, progress=progress)
     # Asked of all rows: a repeat that was dropped may be the one that says so.
     held_out = {normalise(question) for question in REPORT_QUESTIONS} | {
         normalise(question_of(row))
@@ -693,21 +731,26 @@ def split_rows(source: Source, *, progress: bool = True) -> Split:
     if not all(parts.values()):
         counts = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
         raise ValueError(
-            f"{source.name}: {len(set(keys))} groups of questions are too few to split "
-            f"({counts}). Each split needs one; add rows."
+            f"{source.name}: too few groups of alike questions ({len(set(keys))}) to "
+            f"split ({counts}). Each split needs at least one; add rows."
         )
     for part in parts.values():
         part.sort(key=lambda row: (row["group"], _canonical(row)))
-    joined = "\n".join(
-        f"{name}\t{_canonical(row)}" for name in SPLITS for row in parts[name]
-    )
+    digest, separator = hashlib.sha256(), ""
+    for name in SPLITS:
+        for row in parts[name]:
+            line = f"{separator}{name}\t{_canonical(row)}"
+            digest.update(line.encode("utf-8", "surrogatepass"))
+            separator = "\n"
     return Split(
         kind=source.kind,
         excluded=source.excluded + excluded,
-        fingerprint=_digest(joined)[:16],
+        fingerprint=digest.hexdigest()[:16],
         source=source.name,
         revision=source.revision,
         rows_read=source.rows_read,
+        key_of=dict(zip(questions, keys)),
+        linked=linked,
         **parts,
     )
 
@@ -721,6 +764,7 @@ def _drop_repeats(source: Source) -> tuple[list[dict], list[Exclusion]]:
             content = normalise(row["answer"])
         else:
             content = normalise(" ".join(m["content"] for m in row["messages"]))
+        content = _digest(content)  # a conversation's text is long to keep twice
         same = by_question[question]
         if content in same:
             # Of true twins keep the smallest, so that order plays no part.
@@ -824,9 +868,9 @@ def audit(
     for question, answer in pairs:
         answers_of[question].add(answer)
     repeated = [q for q, n in Counter(questions).items() if n > 1]
-    keys, linked = group_questions(questions, progress=progress)
-    neighbours = {q for a, b, cosine in linked if cosine >= 0.7 for q in (a, b)}
-    sizes = Counter(keys)
+    # Exact repeats are the same question: the split's groups are those of all rows.
+    sizes = Counter(split.key_of[question] for question in questions)
+    neighbours = {q for a, b, cosine in split.linked if cosine >= 0.7 for q in (a, b)}
     report = {
         "source": source.name,
         "revision": source.revision,
@@ -842,7 +886,7 @@ def audit(
             ),
         },
         "near_duplicates": {
-            "pairs_at_.55": len(linked),
+            "pairs_at_.55": len(split.linked),
             "questions_with_a_neighbour_at_.7": len(neighbours),
             "groups": len(sizes),
             "largest_group": max(sizes.values()),
@@ -863,15 +907,16 @@ def audit(
     if split.train and split.test:
         random_cosine, grouped_cosine = nearest_cosines(split)
         report["leakage"] = {
-            "test_questions": len(split.test),
+            "test_questions": len(grouped_cosine),
             "near_twins_random_split": int((random_cosine >= TWIN_COSINE).sum()),
             "near_twins": int((grouped_cosine >= TWIN_COSINE).sum()),
         }
     if tokenizer is not None:
         for name, texts in (("question", questions), ("answer", answers)):
             texts = [question_of(r) for r in rows] if name == "question" else texts
-            ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-            report["lengths"][f"{name}_tokens"] = _summary(list(map(len, ids)))
+            report["lengths"][f"{name}_tokens"] = _summary(
+                _token_counts(tokenizer, texts, f"tokens of {name}s", progress)
+            )
     if source.kind == QA:
         topics = defaultdict(lambda: {"rows": 0, "safety_critical": 0})
         for row in rows:
@@ -895,6 +940,9 @@ def audit(
 def nearest_cosines(split: Split, seed: int = 42) -> tuple[np.ndarray, np.ndarray]:
     """How alike each test question is to its nearest training question, two ways.
 
+    Of more than `LEAKAGE_SAMPLE` test questions so many are taken: they stand in the
+    order of their groups' hashes, so the first are as good as drawn.
+
     Returns:
         Cosines of shape (test rows,) for a seeded random split of the same rows, and
         for `split` itself.
@@ -902,9 +950,10 @@ def nearest_cosines(split: Split, seed: int = 42) -> tuple[np.ndarray, np.ndarra
     rows = split.train + split.validation + split.test
     order = np.random.default_rng(seed).permutation(len(rows))
     shuffled = [rows[i] for i in order]
-    tested = len(split.test)
-    _, random_cosine = nearest_rows(shuffled[tested:], shuffled[:tested])
-    _, grouped_cosine = nearest_rows(split.train, split.test)
+    end = len(split.test)
+    asked = min(end, LEAKAGE_SAMPLE)
+    _, random_cosine = nearest_rows(shuffled[end:], shuffled[:asked])
+    _, grouped_cosine = nearest_rows(split.train, split.test[:asked])
     return random_cosine, grouped_cosine
 
 
@@ -920,6 +969,19 @@ def _answer_of(row: dict) -> str:
     if "answer" in row:
         return row["answer"]
     return " ".join(m["content"] for m in row["messages"] if m["role"] == "assistant")
+
+
+def _token_counts(tokenizer, texts: list[str], label: str, progress: bool) -> list[int]:
+    counts, step = [], 500
+    for start in tqdm(range(0, len(texts), step), label, disable=not progress):
+        ids = tokenizer(
+            texts[start : start + step],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,  # a text may be longer than the model's context
+        )["input_ids"]
+        counts += map(len, ids)
+    return counts
 
 
 def _summary(values: Sequence[int]) -> dict[str, float]:
@@ -941,19 +1003,17 @@ def write_split(split: Split, report: dict, out: Path) -> None:
     Each file is written aside and renamed, so that none is ever half there.
     """
     out.mkdir(parents=True, exist_ok=True)
-    texts = {
-        f"{name}.jsonl": "".join(_line(row) for row in getattr(split, name))
-        for name in SPLITS
-    }
-    texts["audit.json"] = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    for name, text in texts.items():
-        aside = out / f".{name}.part"
-        aside.write_text(text, encoding="utf-8")
+    asides = {}
+    for name in (*(f"{split_name}.jsonl" for split_name in SPLITS), "audit.json"):
+        asides[name] = out / f".{name}.part"
+    for name in SPLITS:
+        with asides[f"{name}.jsonl"].open("w", encoding="utf-8") as file:
+            for row in getattr(split, name):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    asides["audit.json"].write_text(text, encoding="utf-8")
+    for name, aside in asides.items():
         aside.replace(out / name)
-
-
-def _line(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

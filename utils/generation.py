@@ -1,7 +1,7 @@
 """What a model answers, in batches or streamed, and how well it predicts an answer."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Event, Thread
 
 import torch
@@ -85,10 +85,12 @@ def stream_answer(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 42,
+    on_token: Callable[[], None] = lambda: None,
 ) -> Iterator[str]:
     """Yield the answer as it grows: each item is the whole text so far.
 
-    Closing the iterator stops the computation. `temperature` 0 is greedy.
+    Closing the iterator stops the computation. `temperature` 0 is greedy. `on_token`
+    is called for every generated token, by the generating thread.
 
     Raises:
         RuntimeError: the generating thread failed; its error is the cause.
@@ -104,6 +106,7 @@ def stream_answer(
 
     class Stopped(StoppingCriteria):
         def __call__(self, input_ids, scores, **kwargs):
+            on_token()
             return torch.full(
                 (len(input_ids),), stopped.is_set(), device=input_ids.device
             )

@@ -223,7 +223,7 @@ def _check_fits(path: Path, settings: Settings, fingerprint: str) -> None:
     made_on = info.get("base_fingerprint", fingerprint)
     if made_on != fingerprint:
         raise ValueError(
-            f"{display_path(path)} was trained on another base ({info['base_model']}, "
+            f"{display_path(path)} was trained on another base ({info.get('base_model')}, "
             f"fingerprint {made_on}; this one has {fingerprint}). Train it again with "
             "notebooks 02 and 03."
         )

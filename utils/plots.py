@@ -184,8 +184,8 @@ def topic_bars(topics: Mapping[str, Mapping], title: str) -> Figure:
     axis.bar_label(bars, totals, padding=3, fontsize=8)
     axis.set_xlabel("rows")
     axis.set_title(title, fontweight="bold")
-    axis.set_xlim(0, max(totals) * 1.25)
-    axis.legend(loc="lower right", frameon=True)
+    axis.set_xlim(0, max(totals) * 1.4)
+    axis.legend(loc="upper right")
     axis.grid(axis="y", visible=False)
     figure.tight_layout()
     return figure
@@ -241,7 +241,7 @@ def nearest_similarity(
         "TF-IDF cosine of a test question and its nearest training question"
     )
     axis.set_ylabel("test questions")
-    axis.legend()
+    axis.legend(loc="center right")
     figure.tight_layout()
     return figure
 

@@ -8,27 +8,26 @@ are enough; the same seed on the same hardware gives the same weights.
 """
 
 import argparse
-import hashlib
-import json
 import math
 import random
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from utils import prompts, results
-from utils.config import DATA, POCKET, display_path
+from utils.config import POCKET, display_path, load_settings
 from utils.generation import answer_nll
+from utils.grammar import TEXT, Grammar, is_held_out, load_grammars, texts
 from utils.metrics import perplexity
+from utils.models import ADAPTER_INFO, ADAPTERS, adapter_dir
 
-TEXT = DATA / "pocket_text"
 SPECIAL = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -49,21 +48,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
-WORD_LISTS = {
-    "person": "Anna Ben Clara David Emma Felix Grace Henry Ida Jack Kate Leo Maria "
-    "Noah Olga Paul Rosa Sam Tom Vera Will Yusuf Zoe Amir Lin Tara Omar Nina",
-    "place": "park,market,station,library,kitchen,garden,school,beach,office,village",
-    "day": "Monday,Tuesday,Wednesday,Thursday,Friday,Saturday,Sunday",
-    "number": "two,three,four,five,six,seven,eight,nine,ten,twelve,fifteen,twenty",
-    "colour": "red,blue,green,yellow,white,black,brown,grey,orange,pink",
-    "animal": "dog,cat,horse,bird,rabbit,cow,sheep,duck,mouse,goat",
-    "food": "bread,soup,rice,apples,cheese,eggs,noodles,salad,cake,potatoes",
-    "weather": "sunny,rainy,windy,cold,warm,cloudy,foggy,snowy",
-    "feeling": "happy,tired,proud,calm,nervous,curious,glad,sad,surprised,hopeful",
-}
-ASSISTANTS = ("", "cooking ", "travel ", "school ", "garden ", "weather ", "first aid ")
-MANNERS = ("helpful", "friendly", "careful", "patient", "certified")
-HELD_OUT_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -84,133 +68,6 @@ class Recipe:
     seed: int = 42
 
 
-# --- the text ------------------------------------------------------------------
-
-
-class Grammar:
-    """Expands the records and templates of one domain into text.
-
-    `{field}` is a field of a random record, `{^field}` the same capitalised,
-    `{other.field}` that of another record, `[a|b]` one of several, and `<person>`
-    a word of a list, the same within one text.
-    """
-
-    def __init__(self, domain: dict):
-        self.domain = domain
-
-    def expand(
-        self, template: str, record: dict, rng: random.Random, words: dict
-    ) -> str:
-        """One text out of `template`; `words` keeps the list words chosen so far."""
-
-        def choose(match: re.Match) -> str:
-            return rng.choice(match.group(1).split("|"))
-
-        while "[" in template:
-            shorter = re.sub(r"\[([^\[\]]*)\]", choose, template)
-            if shorter == template:
-                raise ValueError(f"unbalanced brackets in {template!r}")
-            template = shorter
-        others = [r for r in self.domain["records"] if r is not record] or [record]
-        if "other" not in words:
-            words["other"] = rng.choice(others)
-
-        def fill(match: re.Match) -> str:
-            name = match.group(1)
-            capital = name.startswith("^") or name.startswith("other.^")
-            name = name.replace("^", "")
-            owner = words["other"] if name.startswith("other.") else record
-            text = owner[name.removeprefix("other.")]
-            return text[:1].upper() + text[1:] if capital else text
-
-        def pick(match: re.Match) -> str:
-            name = match.group(1)
-            if name not in words:
-                kind = name.rstrip("0123456789")
-                taken = {v for v in words.values() if isinstance(v, str)}
-                options = re.split(r"[ ,]", WORD_LISTS[kind])
-                words[name] = rng.choice([w for w in options if w not in taken])
-            return words[name]
-
-        text = re.sub(r"\{([^{}]+)\}", fill, template)
-        text = re.sub(r"<([a-z]+\d*)>", pick, text)
-        return re.sub(r" {2,}", " ", text).strip()
-
-
-def load_grammars(folder: Path = TEXT) -> list[Grammar]:
-    """The domains in `folder`, in the order of their names.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    files = sorted(folder.glob("*.json"))
-    if not files:
-        raise FileNotFoundError(
-            f"{display_path(folder)} holds no domain files (*.json)"
-        )
-    return [Grammar(json.loads(file.read_text("utf-8"))) for file in files]
-
-
-def _held_out(*parts: object) -> bool:
-    """Whether a text, or a pair of record and template, is kept for evaluation."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
-    return int(digest[:8], 16) / 16**8 < HELD_OUT_SHARE
-
-
-def texts(
-    grammars: Sequence[Grammar], seed: int, *, held_out: bool = False
-) -> Iterator[str | list[dict]]:
-    """An endless stream of prose (a string) and chats (a list of messages).
-
-    Held-out texts are whole hand-written pieces and pairs of record and template
-    that the training stream never yields.
-    """
-    rng = random.Random(f"{seed}-{held_out}")
-    kinds = ("dialogues", "plain_dialogues", "prose", "plain_prose")
-    weights = (0.64, 0.16, 0.13, 0.07)
-    while True:
-        grammar = rng.choice(grammars)
-        domain = grammar.domain
-        kind = rng.choices(kinds, weights)[0]
-        item = rng.choice(domain[kind])
-        record = rng.choice(domain["records"])
-        words: dict = {}
-        if kind == "plain_prose":
-            if _held_out(item) == held_out:
-                yield item
-        elif kind == "prose":
-            if _held_out(*record.values(), item) == held_out:
-                yield grammar.expand(item, record, rng, words)
-        else:
-            plain = kind == "plain_dialogues"
-            key = (() if plain else tuple(record.values())) + (item["q"][0],)
-            if _held_out(*key) != held_out:
-                continue
-            messages = _system(rng)
-            turns = [item]
-            if not plain and not held_out and rng.random() < 0.12:
-                turns.append(rng.choice(domain["dialogues"]))
-            for turn in turns:
-                if turn is not item and _held_out(*record.values(), turn["q"][0]):
-                    break
-                for role, options in (("user", turn["q"]), ("assistant", turn["a"])):
-                    text = grammar.expand(rng.choice(options), record, rng, words)
-                    messages.append({"role": role, "content": text})
-            yield messages
-
-
-def _system(rng: random.Random) -> list[dict]:
-    draw = rng.random()
-    if draw < 0.2:
-        return []
-    if draw < 0.6:
-        text = prompts.SYSTEM_PROMPTS["finetome"]
-    else:
-        manner, field = rng.choice(MANNERS), rng.choice(ASSISTANTS)
-        text = f"You are a {manner} {field}assistant."
-    return [{"role": "system", "content": text}]
-
-
 # --- the tokenizer ---------------------------------------------------------------
 
 
@@ -228,7 +85,7 @@ def train_tokenizer(
             sample += [message["content"] for message in text]
     # Hand-written pieces once more, so that rare words count besides frequent forms.
     for grammar in grammars:
-        sample += [t for t in grammar.domain["plain_prose"] if not _held_out(t)] * 5
+        sample += [t for t in grammar.domain["plain_prose"] if not is_held_out(t)] * 5
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -434,7 +291,86 @@ def make(recipe: Recipe, out: Path, text_dir: Path = TEXT) -> dict:
         "when": results.now(),
     }
     results.write_json(out / "making.json", record)
+    (out / "README.md").write_text(card(record), encoding="utf-8")
     return record
+
+
+def card(record: dict) -> str:
+    """The model card, filled from what the making recorded."""
+    recipe, log = record["recipe"], record["pretraining"]
+    curve = "\n".join(
+        f"| {row['step']:,} | {row['tokens'] / 1e6:.2f} M | {row['loss']:.3f} | "
+        f"{row['s'] / 60:.1f} min |"
+        for row in (log[round(i * (len(log) - 1) / 7)] for i in range(8))
+    )
+    tuning = record["chat_tuning"][-1]
+    before, after = record["held_out_before_chat_tuning"], record["held_out"]
+    return f"""---
+license: mit
+language: en
+library_name: transformers
+---
+
+# Pocket Llama
+
+A Llama of {record["parameters"] / 1e6:.2f} M parameters that stands in for Llama 3.2 1B
+wherever there is no GPU: on laptops, in CI, in a first look. It knows a few hundred
+everyday things and plain English. It is no source of facts, and no medical advice.
+
+`python -m utils.pocket` made it from `data/pocket_text`, text written for this project
+(CC0) without first-aid instructions, and from nothing else.
+
+| choice | value | why |
+|---|---|---|
+| architecture | Llama: RMSNorm, SwiGLU, rotary positions, tied embeddings | the code path of the 1 B, unchanged |
+| size | {recipe["layers"]} layers of {recipe["hidden"]}, feed-forward {recipe["feed_forward"]} | multiples of 64, as 4-bit layers need; bfloat16 on disk stays under 12 MB |
+| attention | {recipe["heads"]} heads, {recipe["key_value_heads"]} key-value heads | grouped queries, as in Llama 3.2 |
+| vocabulary | {recipe["vocabulary"]:,}, byte-level BPE | small enough for tied embeddings of {recipe["vocabulary"] * recipe["hidden"] / 1e6:.1f} M |
+| rows | one text a row, {recipe["tokens_per_step"]:,} tokens a step | texts that share a row see each other, which slowed learning |
+| rate | {recipe["learning_rate"]:g}, cosine, AdamW | |
+| chat tuning | {recipe["tuning_steps"]} steps at {recipe["tuning_rate"]:g} | loss on answers only |
+
+Pre-training, loss on every token (smoothed):
+
+| step | tokens seen | loss | time |
+|---|---|---|---|
+{curve}
+
+Chat tuning ends at a loss of {tuning["loss"]:.3f} on answers. Perplexity of answers in
+held-out texts of the same domains ({after["rows"]} chats, {after["tokens"]:,} tokens):
+{before["perplexity"]:.2f} before the chat tuning, {after["perplexity"]:.2f} after it.
+
+Seed {recipe["seed"]}, {record["hardware"]}, made {record["when"][:10]}. All figures are in
+`making.json`. `adapters/` holds the two LoRA adapters of a finished walk of the pocket
+profile; each says in `adapter_info.json` what made it.
+"""
+
+
+def ship_adapters() -> list[Path]:
+    """Copy the adapters and logs of the finished pocket run beside the base.
+
+    Stored in float16, half the size; they are loaded back into float32.
+
+    Raises:
+        FileNotFoundError: the run has not finished.
+    """
+    settings = load_settings({"PROFILE": "pocket"})
+    shipped = []
+    for name in ADAPTERS:
+        own = adapter_dir(settings, name)
+        weights = own / "adapter_model.safetensors"
+        if not weights.is_file():
+            raise FileNotFoundError(f"{display_path(own)}: `make run` makes it")
+        folder = POCKET / "adapters" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        half = {key: tensor.half() for key, tensor in load_file(weights).items()}
+        save_file(half, folder / weights.name, metadata={"format": "pt"})
+        for file in ("adapter_config.json", ADAPTER_INFO):
+            (folder / file).write_bytes((own / file).read_bytes())
+        log = results.training_log(settings, name)
+        (folder / "training.jsonl").write_bytes(log.read_bytes())
+        shipped.append(folder)
+    return shipped
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -447,6 +383,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--text", type=Path, default=TEXT, help="folder of domain files"
     )
+    parser.add_argument(
+        "--ship-adapters",
+        action="store_true",
+        help="only copy the adapters of the finished pocket run beside the base",
+    )
     for name, default in asdict(Recipe()).items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(
@@ -454,6 +395,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     options = vars(parser.parse_args(arguments))
     out, text_dir = options.pop("out"), options.pop("text")
+    if options.pop("ship_adapters"):
+        print("\n".join(map(display_path, ship_adapters())))
+        return
     record = make(Recipe(**options), out, text_dir)
     print(
         f"{record['parameters'] / 1e6:.2f} M parameters, held-out perplexity "

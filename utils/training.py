@@ -40,6 +40,7 @@ class LoggedTrainer(SFTTrainer):
     def __init__(self, *, log_path: Path, evaluation_rows: list[dict], **kwargs):
         # The trainer wants a data set to agree to evaluate; `evaluate` uses the rows.
         super().__init__(eval_dataset=to_dataset(evaluation_rows), **kwargs)
+        self.args.logging_nan_inf_filter = False  # a NaN would be logged as 0.0
         self.log_path = log_path
         self.evaluation_rows = evaluation_rows
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
@@ -165,7 +166,8 @@ def save_adapter(
     run = describe_run(settings)
     for config in model.peft_config.values():
         config.base_model_name_or_path = run["base_model"]
-    model.save_pretrained(folder, safe_serialization=True)
+    # "auto" would ask the Hub for the base's config to see whether embeddings changed.
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     readme = folder / "README.md"
     readme.unlink(missing_ok=True)  # PEFT's template: empty headings, absolute paths
     write_json(folder / ADAPTER_INFO, {**run, **info, "when": now()})

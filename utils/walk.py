@@ -61,41 +61,37 @@ def execute(path: Path, *, timeout: int = 3600) -> nbformat.NotebookNode:
         RuntimeError: a cell failed; the message names notebook, cell and error.
     """
     notebook = nbformat.read(path, as_version=4)
+    begun = [0]
+
+    def note(cell, cell_index):
+        begun.append(cell_index)
+
     client = NotebookClient(
         notebook,
         timeout=timeout,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
+        on_cell_execute=note,
         store_widget_state=True,  # False crashes on Output widgets; `clean` strips it
     )
     try:
         client.execute()
     except CellExecutionError as error:
-        number, source = _failed_cell(notebook)
         raise RuntimeError(
-            f"{path.name}, cell {number} ({source}): {error.ename}: {error.evalue}"
+            f"{path.name}, {_cell(notebook, begun[-1])}: {error.ename}: {error.evalue}"
         ) from error
     except (CellTimeoutError, DeadKernelError) as error:
-        number, source = _failed_cell(notebook)
         raise RuntimeError(
-            f"{path.name}, cell {number} ({source}): {type(error).__name__}, "
-            "the kernel died or took too long. Check memory, or raise --timeout."
+            f"{path.name}, {_cell(notebook, begun[-1])}: {type(error).__name__}, the "
+            "kernel died or took too long. Check memory, or raise --timeout."
         ) from error
     return clean(notebook)
 
 
-def _failed_cell(notebook: nbformat.NotebookNode) -> tuple[int, str]:
-    """The number of the last code cell that was begun, and its first line."""
-    begun = 1, ""
-    for number, cell in enumerate(notebook.cells, start=1):
-        if cell.cell_type != "code":
-            continue
-        begun = number, cell.source.strip().split("\n")[0][:60]
-        if cell.execution_count is None or any(
-            output.output_type == "error" for output in cell.outputs
-        ):
-            break
-    return begun
+def _cell(notebook: nbformat.NotebookNode, index: int) -> str:
+    """A cell by its number, counted from 1, and its first line."""
+    first_line = notebook.cells[index].source.strip().partition("\n")[0]
+    return f"cell {index + 1} ({first_line[:60]})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in sorted(NOTEBOOKS.glob("0*.ipynb"))
         if any(path.name.startswith(name) for name in options.only)
     ]
+    if not paths:
+        sys.exit(f"make run: no notebook begins with {', '.join(options.only)}.")
     for path in paths:
         start = time.perf_counter()
         print(f"{path.name:36} …", end="", flush=True)

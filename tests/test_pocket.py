@@ -1,0 +1,90 @@
+"""The embedded base: its text, its making, and the files that are committed."""
+
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from utils import grammar, models, pocket, prompts
+from utils.config import POCKET, load_settings
+
+RECORD = {"name": "hammer", "a": "a hammer"}
+OTHER = {"name": "saw", "a": "a saw"}
+TINY = pocket.Recipe(
+    vocabulary=512, hidden=64, layers=1, feed_forward=64, steps=3, tuning_steps=2
+)
+
+
+def expand(template: str) -> str:
+    domain = grammar.Grammar({"records": [RECORD, OTHER]})
+    return domain.expand(template, RECORD, random.Random(1), {})
+
+
+def test_templates_are_filled():
+    assert expand("{^a} is [not |]{name}").removeprefix("A hammer is ") in (
+        "hammer",
+        "not hammer",
+    )
+    assert expand("{other.a} and {name}") == "a saw and hammer"
+    assert expand("[[a|b]|[c]]") in ("a", "b", "c")
+
+
+def test_a_listed_word_stays_the_same_within_a_text():
+    first, again, second = expand("<person> <person> <person2>").split()
+    assert first == again != second
+
+
+def test_unbalanced_brackets_are_named():
+    with pytest.raises(ValueError, match="unbalanced brackets"):
+        expand("[a|b")
+
+
+def test_held_out_texts_are_never_trained_on():
+    grammars = grammar.load_grammars()
+    streams = [grammar.texts(grammars, seed=3, held_out=h) for h in (False, True)]
+    trained, held_out = ({json.dumps(next(s)) for _ in range(1500)} for s in streams)
+    assert not trained & held_out
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    for folder in ("one", "two"):
+        pocket.make(TINY, tmp_path / folder)
+    one, two = (load_file(tmp_path / f / "model.safetensors") for f in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert "512, byte-level BPE" in (tmp_path / "one" / "README.md").read_text("utf-8")
+
+
+def test_the_committed_model_is_a_small_llama():
+    config = AutoConfig.from_pretrained(POCKET)
+    assert config.model_type == "llama" and config.tie_word_embeddings
+    for size in (config.hidden_size, config.intermediate_size, config.vocab_size):
+        assert size % 64 == 0
+    assert config.num_key_value_heads < config.num_attention_heads
+    files = [f for f in POCKET.iterdir() if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 12_000_000
+    assert not list(POCKET.rglob("*.bin"))
+
+
+def test_its_chat_format_is_llama_3s():
+    tokenizer = models.load_tokenizer("data/pocket_llama")
+    text = prompts.prompt_text(tokenizer, prompts.first_aid_messages("Why?"))
+    assert text == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "You are a certified first aid assistant.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_the_shipped_adapters_fit_and_say_what_made_them(tmp_path):
+    settings = load_settings({"PROFILE": "pocket", "RUN_DIR": str(tmp_path)})
+    model, _ = models.load_three_models(settings, verbose=False)
+    assert set(model.peft_config) == set(models.ADAPTERS)
+    for name in models.ADAPTERS:
+        info = models.read_adapter_info(models.find_adapter(settings, name).path)
+        assert info["profile"] == "pocket" and info["data_fingerprint"]
+        assert info["max_steps"] is None
