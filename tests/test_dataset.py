@@ -16,9 +16,10 @@ from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from utils import dataset
+from utils import dataset, similarity, sources
 from utils.config import REPORT_QUESTIONS, ROOT
-from utils.dataset import load_source, main, normalise, split_rows
+from utils.dataset import main, split_rows
+from utils.sources import load_source, normalise
 
 HELP = "Call 112 at once."
 
@@ -50,7 +51,7 @@ def all_rows(split) -> list[dict]:
 def place_of(split) -> dict[str, str]:
     """Normalised question → the split it is in."""
     return {
-        normalise(dataset.question_of(row)): name
+        normalise(sources.question_of(row)): name
         for name in ("train", "validation", "test")
         for row in getattr(split, name)
     }
@@ -400,7 +401,7 @@ def test_every_format_gives_the_same_rows(tmp_path, kind):
     path = write_as(kind, rows, tmp_path)
     source = load_source(str(path))
     assert source.rows == rows
-    assert (source.kind, source.rows_read, source.excluded) == (dataset.QA, 40, [])
+    assert (source.kind, source.rows_read, source.excluded) == (sources.QA, 40, [])
     assert source.revision.startswith("sha256:")
 
 
@@ -413,7 +414,7 @@ def test_odd_line_ends_inside_a_csv_cell_do_not_cut_it(tmp_path):
 
 
 def test_text_is_tidied_and_its_words_normalised():
-    assert dataset.tidy("  Cafe\u0301\r\nnoir \n") == "Café\nnoir"
+    assert sources.tidy("  Cafe\u0301\r\nnoir \n") == "Café\nnoir"
     assert (
         normalise("Don’t  PANIC — it's 2.5 ﬁne_ly!") == "don't panic it's 2 5 fine ly"
     )
@@ -446,7 +447,7 @@ def test_unusable_rows_are_counted_and_named(tmp_path):
     ]
     assert source.excluded[1].text == "Why two?"
     assert source.rows_read == 10 == len(source.rows) + len(source.excluded)
-    assert dataset.reasons_of(source.excluded)["no answer"] == 2
+    assert sources.reasons_of(source.excluded)["no answer"] == 2
 
 
 # --- conversations ---------------------------------------------------------------
@@ -481,7 +482,7 @@ def test_both_styles_of_conversations_become_the_same_messages(tmp_path):
         write_as("folder", table, tmp_path),  # where absent keys are None
     ):
         source = load_source(str(path))
-        assert source.kind == dataset.CONVERSATION
+        assert source.kind == sources.CONVERSATION
         assert [row["messages"] for row in source.rows] == [
             expected,
             expected[1:3],
@@ -545,13 +546,13 @@ def test_conversations_are_split_by_their_first_question(tmp_path):
     twin = {"conversations": turns(rows[7]["conversations"][0]["value"], "Else.")}
     path = write_jsonl(tmp_path / "rows.jsonl", [*rows, twin])
     split = split_of(path)
-    assert split.kind == dataset.CONVERSATION
+    assert split.kind == sources.CONVERSATION
     assert sum(split.counts().values()) == 61  # the same question is no exclusion here
     assert set(split.train[0]) == {"messages", "source", "group"}
     groups = {
         row["group"]
         for row in all_rows(split)
-        if dataset.first_question(row["messages"]) == qa(7)["question"]
+        if sources.first_question(row["messages"]) == qa(7)["question"]
     }
     assert len(groups) == 1
     for question, place in place_of(split).items():
@@ -578,6 +579,8 @@ def test_each_lone_question_goes_where_its_hash_says(tmp_path):
     for row in rows:
         assert places[normalise(row["question"])] == expected_place(row["question"])
     assert 0.72 < len(split.train) / 300 < 0.88
+    groups = [row["group"] for row in split.train]
+    assert groups == sorted(groups)  # hashes: the first rows are as good as drawn
 
 
 def test_ten_rows_split_where_their_hashes_fill_all_three(tmp_path):
@@ -614,7 +617,7 @@ def messy_rows() -> list[dict]:
 def test_rows_in_are_rows_out_and_counted_exclusions(tmp_path):
     rows = messy_rows()
     split = split_of(write_jsonl(tmp_path / "rows.jsonl", rows))
-    reasons = dataset.reasons_of(split.excluded)
+    reasons = sources.reasons_of(split.excluded)
     assert reasons == {
         "exact repeat": 3,
         "same question, another answer": 2,
@@ -818,7 +821,8 @@ def test_the_fingerprint_follows_every_row(tmp_path):
     def fingerprint(rows):
         return split_of(write_jsonl(tmp_path / "rows.jsonl", rows)).fingerprint
 
-    rows = rows_of(60)
+    twin = {"question": "what ABOUT a0x, b0x c0x d0x e0x", "answer": "take f0x"}
+    rows = [twin, *rows_of(60)]  # the same words as row 0, otherwise written
     before = fingerprint(rows)
     assert len(before) == 16
     assert fingerprint(rows[::-1]) == before
@@ -827,7 +831,7 @@ def test_the_fingerprint_follows_every_row(tmp_path):
     assert fingerprint(changed) != before
     # The same rows, one of them in another split.
     number = next(n for n in range(60) if expected_place(qa(n)["question"]) == "train")
-    moved = [*rows[:number], rows[number] | {"held_out": True}, *rows[number + 1 :]]
+    moved = [r | {"held_out": True} if r == qa(number) else r for r in rows]
     assert fingerprint(moved) != before
 
 
@@ -861,7 +865,9 @@ def test_a_selection_larger_than_the_data_takes_all(tmp_path):
 
 def pairs_of(texts, **options) -> dict[tuple[int, int], float]:
     found = {}
-    for i, j, cosine in dataset.near_duplicate_pairs(texts, progress=False, **options):
+    for i, j, cosine in similarity.near_duplicate_pairs(
+        texts, progress=False, **options
+    ):
         assert (i < j).all()
         found |= dict(zip(zip(i.tolist(), j.tolist()), cosine.tolist()))
     return found
@@ -910,7 +916,7 @@ def test_minhash_finds_planted_near_duplicates():
 def test_the_nearest_training_row_is_the_most_alike():
     train = [qa(1), qa(2), {"question": "How to cool a burn", "answer": "Water."}]
     asked = [{"question": "How do I cool a burn fast?", "answer": "?"}, qa(2)]
-    index, cosine = dataset.nearest_rows(train, asked)
+    index, cosine = similarity.nearest_rows(train, asked)
     assert index.tolist() == [2, 1]
     questions = [normalise(row["question"]) for row in train + asked]
     similar = cosines(questions)

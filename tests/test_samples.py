@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from utils import dataset, safety
+from utils import dataset, safety, sources
 from utils.config import REPORT_QUESTIONS, ROOT, SAMPLES
 
 
@@ -74,7 +74,7 @@ def test_the_report_questions_are_held_out_with_rephrasings():
 
 @pytest.mark.parametrize("name", ["first_aid.jsonl", "general.jsonl"])
 def test_the_samples_pass_the_audit(name):
-    source = dataset.load_source(str((SAMPLES / name).relative_to(ROOT)))
+    source = sources.load_source(str((SAMPLES / name).relative_to(ROOT)))
     split = dataset.split_rows(source, progress=False)
     assert split.excluded == []
     assert sum(split.counts().values()) == source.rows_read
@@ -85,7 +85,7 @@ def test_the_samples_pass_the_audit(name):
 )
 def test_no_two_questions_are_alike(questions):
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit_transform(
-        map(dataset.normalise, questions)
+        map(sources.normalise, questions)
     )
     cosine = (vectors @ vectors.T).toarray()
     np.fill_diagonal(cosine, 0)
@@ -159,13 +159,13 @@ def test_nothing_of_the_samples_is_in_the_pocket_llamas_text():
     """Hardly any eight words in a row stand in the text the base learnt from too."""
     learnt = set()
     for file in (ROOT / "data" / "pocket_text").glob("*.json"):
-        words = dataset.normalise(file.read_text("utf-8")).split()
+        words = sources.normalise(file.read_text("utf-8")).split()
         learnt.update(zip(*(words[i:] for i in range(8))))
     rows = [row["question"] + " " + row["answer"] for row in FIRST_AID]
     rows += [" ".join(t["value"] for t in row["conversations"]) for row in GENERAL]
     grams = [
         gram
-        for words in (dataset.normalise(text).split() for text in rows)
+        for words in (sources.normalise(text).split() for text in rows)
         for gram in zip(*(words[i:] for i in range(8)))
     ]
     shared = sum(gram in learnt for gram in grams)

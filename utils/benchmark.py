@@ -27,8 +27,9 @@ from tqdm.auto import tqdm
 
 from utils import results
 from utils.config import DATA, POCKET, ROOT, SAMPLES
-from utils.dataset import SPLITS, audit, load_source, split_rows, write_split
+from utils.dataset import SPLITS, audit, split_rows, write_split
 from utils.models import load_tokenizer
+from utils.sources import load_source
 
 SIZES = (20_000, 100_000)
 PLANTED_SHARE = 0.02  # of the rows have a near-duplicate

@@ -126,7 +126,7 @@ def load_base(settings: Settings, precision: Precision | None = None):
 
 
 def _not_there(name: str, error: Exception) -> OSError:
-    first = str(error).strip().splitlines()[0][:160]
+    first = str(error).strip().splitlines()[0][:160].rstrip(".")
     if is_local(name):
         advice = "Check that the folder holds config.json, tokenizer and safetensors"
     else:
@@ -223,9 +223,9 @@ def _check_fits(path: Path, settings: Settings, fingerprint: str) -> None:
     made_on = info.get("base_fingerprint", fingerprint)
     if made_on != fingerprint:
         raise ValueError(
-            f"{display_path(path)} was trained on another base ({info.get('base_model')}, "
-            f"fingerprint {made_on}; this one has {fingerprint}). Train it again with "
-            "notebooks 02 and 03."
+            f"{display_path(path)} was trained on another base "
+            f"({info.get('base_model')}, fingerprint {made_on}; this one has "
+            f"{fingerprint}). Train it again with notebooks 02 and 03."
         )
 
 

@@ -72,6 +72,7 @@ def execute(path: Path, *, timeout: int = 3600) -> nbformat.NotebookNode:
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_execute=note,
+        extra_arguments=["--log-level=ERROR"],
         store_widget_state=True,  # False crashes on Output widgets; `clean` strips it
     )
     try:
