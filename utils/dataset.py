@@ -263,9 +263,11 @@ def _plain_columns(row: dict, kind: str) -> dict:
         "topic": topic,
         "safety_critical": critical,
     }
-    for extra in ("rephrasings", "must", "must_not", "guideline"):
-        if row.get(extra):
+    for extra in ("rephrasings", "must", "must_not"):
+        if isinstance(row.get(extra), list) and row[extra]:  # a CSV has none
             clean[extra] = row[extra]
+    if row.get("guideline"):
+        clean["guideline"] = row["guideline"]
     return clean
 
 

@@ -79,8 +79,8 @@ def render_results() -> str:
         else:
             parts.append(
                 "Not measured: nobody has run this profile for this report yet. "
-                f"`PROFILE={profile} make run && PROFILE={profile} make report` on a "
-                "machine with a GPU fills this in."
+                f"`PROFILE={profile} make run && PROFILE={profile} make report` "
+                "fills this in; the 1 B needs a GPU."
             )
     return "\n\n".join(parts)
 

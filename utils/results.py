@@ -141,7 +141,7 @@ def hardware() -> str:
     count = os.cpu_count()
     if hasattr(os, "sched_getaffinity"):  # Linux: what this process may use
         count = len(os.sched_getaffinity(0))
-    return f"{count} CPU cores ({name})"
+    return f"{count} CPU core{'s' if count != 1 else ''} ({name})"
 
 
 def show_run(settings: Settings, precision) -> None:
