@@ -241,7 +241,7 @@ def nearest_similarity(
         "TF-IDF cosine of a test question and its nearest training question"
     )
     axis.set_ylabel("test questions")
-    axis.legend(loc="center right")
+    axis.legend(loc=(0.64, 0.45))
     figure.tight_layout()
     return figure
 
