@@ -191,6 +191,32 @@ def topic_bars(topics: Mapping[str, Mapping], title: str) -> Figure:
     return figure
 
 
+def count_bars(counts: Mapping[str, int], title: str, label: str) -> Figure:
+    """One bar per entry of `counts`, in its order from the top.
+
+    Args:
+        counts: rows by name.
+        title: the finding.
+        label: what is counted, for the axis.
+    """
+    names = list(counts)[::-1]
+    figure, axis = plt.subplots(figsize=(8, 0.26 * len(names) + 1.2))
+    look = MODELS["finetome"]
+    bars = axis.barh(
+        names,
+        [counts[name] for name in names],
+        color=look.colour,
+        hatch=look.hatch,
+        edgecolor="white",
+    )
+    axis.bar_label(bars, padding=3, fontsize=8)
+    axis.set_xlabel(label)
+    axis.set_title(title, fontweight="bold")
+    axis.grid(axis="y", visible=False)
+    figure.tight_layout()
+    return figure
+
+
 def length_histograms(
     lengths: Mapping[str, Sequence[int]], title: str, unit: str = "tokens"
 ) -> Figure:
