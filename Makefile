@@ -50,9 +50,9 @@ clean: ## remove the environment and every run
 
 # Reinstalled only when one of the lists changes.
 $(READY): requirements.txt requirements-dev.txt constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
-	  sys.version_info < (3, 11) and sys.exit("Python " + v + " is too old: this \
-	  project needs 3.11 or newer. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$$($(PYTHON) --version) is too old: this project needs 3.11 or newer."; \
+	  echo "Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "installing into $(VENV) (once; some minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
