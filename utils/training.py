@@ -82,7 +82,7 @@ class StepLog(TrainerCallback):
         self.path.write_text("", encoding="utf-8")
         self.began = self.last = time.perf_counter()
         self.tokens = 0.0
-        self.first_steps = 0.0
+        self.training_seconds = 0.0
         self.bar = tqdm(total=state.max_steps, desc="fine-tune", unit="step")
 
     def on_log(self, args, state, control, logs: Mapping, **kwargs):
@@ -105,7 +105,7 @@ class StepLog(TrainerCallback):
         tokens = logs.get("num_tokens", 0.0) - self.tokens
         seconds = time_now - self.last
         self.tokens += tokens
-        self.first_steps += seconds
+        self.training_seconds += seconds
         self.last = time_now
         row = {
             "step": state.global_step,
@@ -129,9 +129,11 @@ class StepLog(TrainerCallback):
         self.bar.close()
         self.summary = {
             "steps": state.global_step,
-            "seconds": round(time.perf_counter() - self.began, 1),
-            "training_seconds": round(self.first_steps, 1),
-            "tokens_per_second": round(self.tokens / max(self.first_steps, 1e-9), 1),
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "training_seconds": round(self.training_seconds, 3),
+            "tokens_per_second": round(
+                self.tokens / max(self.training_seconds, 1e-9), 1
+            ),
             "peak_memory_gb": round(peak_memory_gb(), 3),
         }
 
