@@ -122,3 +122,25 @@ def test_data_of_ones_own_leaves_the_committed_figures_alone(walk):
         "fine_tome_fine_tuning_metrics.png",
         "rouge.png",
     } <= names
+
+
+def test_data_without_the_reports_questions_or_rephrasings_walks_too(tmp_path):
+    """On the shipped adapters: what somebody meets who brings data of their own."""
+    rows = [json.loads(x) for x in (SAMPLES / "first_aid.jsonl").open(encoding="utf-8")]
+    mine = [r for r in rows if not r["held_out"]][:40]
+    columns = ("question", "answer")
+    lines = [json.dumps({c: row[c] for c in columns}) + "\n" for row in mine]
+    (tmp_path / "mine.jsonl").write_text("".join(lines), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "utils.walk", "--only", "01", "05"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PROFILE": "pocket",
+            "RUN_DIR": str(tmp_path / "run"),
+            "FIRST_AID_DATASET": str(tmp_path / "mine.jsonl"),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
