@@ -8,7 +8,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +125,7 @@ class Settings:
     max_new_tokens: int
     max_steps: int | None
     load_in_4bit: bool
+    quick: bool
     seed: int
     run_dir: Path
     figures_dir: Path
@@ -140,6 +141,10 @@ class Settings:
             own.finetome,
         )
 
+    def unquantised(self) -> "Settings":
+        """The same run with its base in full precision."""
+        return replace(self, load_in_4bit=False)
+
     def show(self) -> None:
         """Print the run's profile and knobs, naming those that were overridden."""
         steps = self.max_steps or "as many as the epochs take"
@@ -151,6 +156,7 @@ class Settings:
             ("FineTome data", f"{self.finetome_dataset} (rows: {rows})"),
             ("optimizer steps", steps),
             ("weights", "4-bit NF4" if self.load_in_4bit else "not quantised"),
+            ("quick look", "yes: a part of the rows" if self.quick else "no"),
             ("run folder", display_path(self.run_dir)),
             ("figures", display_path(self.figures_dir)),
             ("overridden", ", ".join(self.overrides) or "nothing"),
@@ -201,7 +207,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the run's settings from the environment; the only place that does.
 
     Variables, all optional: `PROFILE`, `BASE_MODEL`, `FIRST_AID_DATASET`,
-    `FINETOME_DATASET`, `MAX_STEPS`, `SEED`, `LOAD_IN_4BIT`, `RUN_DIR`.
+    `FINETOME_DATASET`, `MAX_STEPS`, `SEED`, `LOAD_IN_4BIT`, `QUICK`, `RUN_DIR`.
 
     Raises:
         ValueError: a variable holds something it cannot hold.
@@ -235,10 +241,8 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
             )
     max_steps = _positive_int(environ, "MAX_STEPS")
     seed = _positive_int(environ, "SEED")
-    four_bit = environ.get("LOAD_IN_4BIT", "").strip() or "0"
-    if four_bit not in ("0", "1"):
-        raise ValueError(f"LOAD_IN_4BIT={four_bit!r} must be 0 or 1.")
-    for name in ("MAX_STEPS", "SEED", "LOAD_IN_4BIT", "RUN_DIR"):
+    four_bit, quick = (_switch(environ, name) for name in ("LOAD_IN_4BIT", "QUICK"))
+    for name in ("MAX_STEPS", "SEED", "LOAD_IN_4BIT", "QUICK", "RUN_DIR"):
         if environ.get(name, "").strip():
             overrides[name] = environ[name].strip()
 
@@ -246,6 +250,8 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     folder = profile.name
     if not own:
         folder += "-" + _fingerprint([_identity(chosen[name]) for name in names])
+    if quick:
+        folder += "-quick"
     run_dir = DATA / "runs" / folder
     if environ.get("RUN_DIR", "").strip():
         run_dir = resolve(environ["RUN_DIR"].strip())
@@ -260,12 +266,20 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         context_length=profile.context_length,
         max_new_tokens=profile.max_new_tokens,
         max_steps=max_steps,
-        load_in_4bit=four_bit == "1",
+        load_in_4bit=four_bit,
+        quick=quick,
         seed=seed if seed is not None else 42,
         run_dir=run_dir,
         figures_dir=IMAGES if at_home else run_dir / "imgs",
         overrides=overrides,
     )
+
+
+def _switch(environ: Mapping[str, str], name: str) -> bool:
+    value = environ.get(name, "").strip() or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"{name}={value!r} must be 0 or 1.")
+    return value == "1"
 
 
 def _positive_int(environ: Mapping[str, str], name: str) -> int | None:

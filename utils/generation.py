@@ -155,6 +155,25 @@ def answer_nll(
 ) -> list[tuple[float, int]]:
     """Negative log-likelihood of each row's trained tokens, in nats.
 
+    Arguments as `token_nll` takes them.
+
+    Returns:
+        Per row, in the order given, the sum over its labelled tokens and how many
+        they are. Token-weighted perplexity is exp(sum of sums / sum of counts).
+    """
+    losses = token_nll(model, rows, batch_size=batch_size, progress=progress)
+    return [(loss.sum().item(), len(loss)) for loss in losses]
+
+
+def token_nll(
+    model,
+    rows: Sequence[Mapping],
+    *,
+    batch_size: int = 16,
+    progress: str | None = None,
+) -> list[torch.Tensor]:
+    """Negative log-likelihood of every labelled token, in nats.
+
     Only the positions that carry a label are multiplied with the vocabulary, a few
     hundred at a time, so that logits are never held in full.
 
@@ -165,12 +184,12 @@ def answer_nll(
         progress: the progress bar's label; None for no bar.
 
     Returns:
-        Per row, in the order given, the sum over its labelled tokens and how many
-        they are. Token-weighted perplexity is exp(sum of sums / sum of counts).
+        Per row, in the order given, a float64 tensor with one value for each of its
+        labelled tokens, on the CPU.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
-    result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    result: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     device = next(causal.parameters()).device
     was_training = model.training
     model.eval()
@@ -209,7 +228,7 @@ def answer_nll(
             for i, part in zip(
                 order[start : start + batch_size], losses.split(counts), strict=True
             ):
-                result[i] = (part.double().sum().item(), len(part))
+                result[i] = part.double().cpu()
             bar.update(len(batch))
     model.train(was_training)
     return result

@@ -60,11 +60,12 @@ class Recipe:
     heads: int = 4
     key_value_heads: int = 2
     feed_forward: int = 640
-    tokens_per_step: int = 3072
-    steps: int = 4000
-    learning_rate: float = 2e-3
+    tokens_per_step: int = 2048
+    steps: int = 9000
+    learning_rate: float = 3e-3
+    matrix_rate: float = 0.005
     tuning_steps: int = 300
-    tuning_rate: float = 5e-4
+    tuning_share: float = 0.05
     seed: int = 42
 
 
@@ -186,6 +187,25 @@ def _batches(
             yield ids, labels
 
 
+def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list:
+    """Muon (Jordan et al. 2024) for the layers' matrices, AdamW for everything else."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        inside = parameter.dim() == 2 and "embed_tokens" not in name
+        (matrices if inside else rest).append(parameter)
+    muon = torch.optim.Muon(
+        matrices,
+        lr=recipe.matrix_rate,
+        weight_decay=0.1,
+        momentum=0.95,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adam = torch.optim.AdamW(
+        rest, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+    return [muon, adam]
+
+
 def train(
     model: LlamaForCausalLM,
     tokenizer,
@@ -193,7 +213,6 @@ def train(
     recipe: Recipe,
     *,
     answers_only: bool,
-    minutes: float | None = None,
 ) -> list[dict]:
     """Train `model` in place; returns the log, one row every twenty steps.
 
@@ -201,19 +220,13 @@ def train(
         answers_only: the chat tuning: loss on answers, at the tuning rate.
     """
     steps = recipe.tuning_steps if answers_only else recipe.steps
-    peak = recipe.tuning_rate if answers_only else recipe.learning_rate
+    share = recipe.tuning_share if answers_only else 1.0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decay, "weight_decay": 0.1},
-            {"params": rest, "weight_decay": 0.0},
-        ],
-        lr=peak,
-        betas=(0.9, 0.95),
-    )
+    # Written out, attention is faster than the fused kernel at eighty tokens a row.
+    model.set_attn_implementation("eager")
+    optimizers = _optimizers(model, recipe)
+    peaks = [group["lr"] * share for o in optimizers for group in o.param_groups]
     stream = texts(grammars, recipe.seed + (1 if answers_only else 0))
     batches = _batches(tokenizer, stream, recipe, answers_only=answers_only)
     # bfloat16 products with float32 weights: three times as fast where the CPU has
@@ -224,18 +237,18 @@ def train(
     with tqdm(total=steps, desc=label, unit="step", mininterval=2) as bar:
         for step in range(1, steps + 1):
             warm = min(1.0, step / max(1, steps * 0.03))
-            rate = (
-                peak * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            part = warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+            groups = [group for o in optimizers for group in o.param_groups]
+            for group, peak in zip(groups, peaks, strict=True):
+                group["lr"] = peak * part
             ids, labels = (t.to(device) for t in next(batches))
             with torch.autocast(device, torch.bfloat16):
                 loss = model(input_ids=ids, labels=labels).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
             seen += ids.numel()
             value = loss.item()
             smooth = value if smooth is None else 0.95 * smooth + 0.05 * value

@@ -1,175 +1,449 @@
-"""TRL's trainer with a log that keeps every step, and evaluation that weighs tokens."""
+"""TRL's trainer, made exact, hard to lose and easy to watch.
 
-import math
-import sys
-import time
-from collections.abc import Mapping
+`fine_tune` builds it from the decisions of a notebook, resumes what was interrupted,
+makes the micro-batch smaller when memory is short, and returns the tuned model.
+"""
+
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from peft import LoraConfig, PeftModel
+from torch.utils.data import Sampler
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.utils.notebook import NotebookProgressCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
-from utils.config import Settings
-from utils.generation import answer_nll
+from utils import checkpoints, step_log
+from utils.config import Settings, display_path
+from utils.generation import token_nll
 from utils.metrics import perplexity
-from utils.models import ADAPTER_INFO
-from utils.results import append_line, describe_run, now, write_json
+from utils.models import base_fingerprint
+from utils.prompts import IGNORED
+from utils.results import training_log
+
+CPU_LIMIT = 300_000_000  # parameters; beyond, fine-tuning on a CPU takes days
 
 
-def to_dataset(encoded: list[dict]) -> Dataset:
+@dataclass(frozen=True)
+class Job:
+    """What a notebook decides about one fine-tuning run.
+
+    Attributes:
+        name: of the adapter, `first_aid` or `finetome`.
+        lora: the adapter's shape.
+        sft: the schedule. Its batch size times its accumulation is the effective
+            batch, whatever number of processes shares it.
+        train: encoded rows (`utils.prompts.encode_rows`).
+        validation: encoded rows to evaluate on.
+        data_fingerprint: of the split that both are from.
+    """
+
+    name: str
+    lora: LoraConfig
+    sft: SFTConfig
+    train: Sequence[Mapping]
+    validation: Sequence[Mapping]
+    data_fingerprint: str
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows that one optimizer step learns from."""
+        return self.sft.per_device_train_batch_size * (
+            self.sft.gradient_accumulation_steps
+        )
+
+
+def padding_share(lengths: Sequence[int], order: Sequence[int], batch: int) -> float:
+    """How much of the batches is padding, when rows come in `order`."""
+    padded = 0
+    for start in range(0, len(order), batch):
+        rows = [lengths[i] for i in order[start : start + batch]]
+        padded += max(rows) * len(rows)
+    return 1 - sum(lengths[i] for i in order) / padded
+
+
+def to_dataset(encoded: Sequence[Mapping]) -> Dataset:
     """Encoded rows as the pre-tokenised data set that TRL takes as it is."""
-    return Dataset.from_list(encoded)
+    return Dataset.from_list(list(encoded))
+
+
+class LengthGroups(Sampler):
+    """The order of an epoch: rows of like length meet in one effective batch.
+
+    What a step learns from depends on seed and epoch alone: not on the micro-batch,
+    nor on the number of processes, nor on where an interrupted run is resumed. The
+    longest batch comes first, so that memory runs out at once or never. The rows left
+    over by the division into batches, others in each epoch, sit that epoch out.
+
+    Args:
+        lengths: tokens of each row.
+        batch: the effective batch.
+        seed: of the run.
+    """
+
+    POOL = 50  # batches sorted together: enough for length, still random
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int):
+        self.lengths = lengths
+        self.batch = min(batch, len(lengths))
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch * self.batch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self.seed}-{self.epoch}")
+        order = list(range(len(self.lengths)))
+        rng.shuffle(order)
+        order = order[: len(self)]
+        batches = []
+        size = self.batch * self.POOL
+        for start in range(0, len(order), size):
+            pool = sorted(order[start : start + size], key=lambda i: -self.lengths[i])
+            batches += [
+                pool[at : at + self.batch] for at in range(0, len(pool), self.batch)
+            ]
+        rng.shuffle(batches)
+        longest = max(batches, key=lambda b: self.lengths[b[0]])
+        batches.remove(longest)
+        yield from (i for batch in [longest, *batches] for i in batch)
 
 
 class LoggedTrainer(SFTTrainer):
-    """`SFTTrainer` that logs every optimizer step to a file as it happens.
+    """`SFTTrainer` that logs every step, weighs tokens, and saves all or nothing.
 
     Evaluation is token-weighted over the labelled tokens: the Trainer's own
     `eval_loss` is a mean of batch means, whose exponential is not the perplexity.
 
     Args:
-        log_path: JSON-lines file; a new run begins it anew.
+        log_path: JSON-lines file; lines are appended.
         evaluation_rows: encoded rows (`utils.prompts.encode_rows`).
+        identity: what makes this run this run; it is kept in every checkpoint.
         **kwargs: as `SFTTrainer` takes them.
     """
 
-    def __init__(self, *, log_path: Path, evaluation_rows: list[dict], **kwargs):
+    def __init__(
+        self,
+        *,
+        log_path: Path,
+        evaluation_rows: Sequence[Mapping],
+        identity: Mapping | None = None,
+        **kwargs,
+    ):
         # The trainer wants a data set to agree to evaluate; `evaluate` uses the rows.
         super().__init__(eval_dataset=to_dataset(evaluation_rows), **kwargs)
         self.args.logging_nan_inf_filter = False  # a NaN would be logged as 0.0
-        self.log_path = log_path
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:  # TRL makes them bfloat16 on a 4-bit base,
+                parameter.data = parameter.data.float()  # which fp16 cannot scale
         self.evaluation_rows = evaluation_rows
+        self.identity = dict(identity or {})
+        self.folder = Path(self.args.output_dir)
+        self._staging = False
+        self._scores: dict[str, float] = {}
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             self.remove_callback(callback)
-        self.add_callback(StepLog(log_path))
+        self.log_lines = step_log.StepLog(log_path)
+        self.add_callback(self.log_lines)
+        self.add_callback(_EpochOfSampler(self))
+
+    # --- what a step learns from ---------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        world = self.args.world_size
+        self.sampler = LengthGroups(
+            [len(ids) for ids in rows["input_ids"]],
+            self.args.train_batch_size * self.args.gradient_accumulation_steps * world,
+            self.args.seed,
+        )
+        return self.sampler
+
+    # --- evaluation ----------------------------------------------------------------
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Token-weighted NLL (nats) and perplexity on the evaluation rows."""
-        losses = answer_nll(
-            self.model,
-            self.evaluation_rows,
-            batch_size=self.args.per_device_eval_batch_size,
+        """Token-weighted NLL (nats) and perplexity of answers on the evaluation rows.
+
+        `eval_whole_text` is the measure that the original project published: the NLL
+        of the whole chat text, prompt included, as the mean of the rows' means. Both
+        come from one pass; several processes share the rows.
+        """
+        mine = self.evaluation_rows[self.args.process_index :: self.args.world_size]
+        whole = [{**row, "labels": row["input_ids"]} for row in mine]
+        sums = torch.zeros(4, dtype=torch.float64)
+        losses = token_nll(
+            self.model, whole, batch_size=self.args.per_device_eval_batch_size
         )
-        found = perplexity(losses)
-        metrics = {"eval_nll": found["nll"], "eval_perplexity": found["perplexity"]}
-        self.log(dict(metrics))
+        for row, loss in zip(mine, losses):
+            answer = torch.tensor(row["labels"][1:]) != IGNORED
+            sums += torch.tensor(
+                [loss[answer].sum(), answer.sum(), loss.mean(), 1], dtype=torch.float64
+            )
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+        nll, tokens, means, rows = sums.tolist()
+        found = perplexity([(nll, int(tokens))])
+        self._scores = {
+            "eval_nll": found["nll"],
+            "eval_perplexity": found["perplexity"],
+            "eval_whole_text": means / rows,
+        }
+        self.log(dict(self._scores))
         self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
+            self.args, self.state, self.control, self._scores
         )
-        return metrics
+        return self._scores
 
-    @property
-    def summary(self) -> dict[str, float]:
-        """After training: steps, seconds, tokens per second, peak memory in GB."""
-        log = next(c for c in self.callback_handler.callbacks if isinstance(c, StepLog))
-        return log.summary
+    # --- checkpoints ---------------------------------------------------------------
 
+    def _get_output_dir(self, trial) -> str:
+        if self._staging:  # while a checkpoint is written
+            return str(checkpoints.staging_folder(self.folder))
+        return super()._get_output_dir(trial)
 
-class StepLog(TrainerCallback):
-    """Writes each step and evaluation as a line, and moves the progress bar."""
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Not with every checkpoint; the finished adapter gets a card of its own."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.bar = None
-        self.summary: dict[str, float] = {}
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("", encoding="utf-8")
-        self.began = self.last = time.perf_counter()
-        self.tokens = 0.0
-        self.training_seconds = 0.0
-        self.bar = tqdm(total=state.max_steps, desc="fine-tune", unit="step")
-
-    def on_log(self, args, state, control, logs: Mapping, **kwargs):
-        time_now = time.perf_counter()
-        if "eval_nll" in logs:
-            row = {"step": state.global_step, "epoch": round(state.epoch or 0, 4)}
-            append_line(
-                self.path,
-                row | {k: logs[k] for k in ("eval_nll", "eval_perplexity")},
-            )
-            self.last = time_now  # an evaluation is not training time
-            return
-        if "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(
-                f"step {state.global_step}: the loss is {logs['loss']}. Lower the "
-                "learning rate, or look for a broken row; the log up to here is kept."
-            )
-        tokens = logs.get("num_tokens", 0.0) - self.tokens
-        seconds = time_now - self.last
-        self.tokens += tokens
-        self.training_seconds += seconds
-        self.last = time_now
-        row = {
-            "step": state.global_step,
-            "epoch": round(state.epoch, 4),
-            "loss": logs["loss"],
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": logs.get("grad_norm"),
-            "tokens_per_second": round(tokens / seconds, 1),
-            "memory_gb": round(peak_memory_gb(), 3),
-            "elapsed_s": round(time_now - self.began, 3),
-        }
-        append_line(self.path, row)
-        self.bar.update(state.global_step - self.bar.n)
-        self.bar.set_postfix(
-            loss=f"{row['loss']:.3f}",
-            tokens_s=f"{row['tokens_per_second']:.0f}",
-            memory=f"{row['memory_gb']:.1f} GB",
-        )
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
-        self.summary = {
-            "steps": state.global_step,
-            "seconds": round(time.perf_counter() - self.began, 3),
-            "training_seconds": round(self.training_seconds, 3),
-            "tokens_per_second": round(
-                self.tokens / max(self.training_seconds, 1e-9), 1
-            ),
-            "peak_memory_gb": round(peak_memory_gb(), 3),
-        }
+    def _save_checkpoint(self, model, trial) -> None:
+        step = self.state.global_step
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                marker = {"identity": self.identity, **self._scores}
+                checkpoints.publish(self.folder, step, marker)
+                checkpoints.prune(self.folder)
+        except OSError as error:
+            done = list(checkpoints.complete(self.folder))
+            kept = f"that of step {done[-1]} stays" if done else "there is none yet"
+            raise OSError(
+                error.errno,
+                f"the checkpoint of step {step} could not be written to "
+                f"{display_path(self.folder)} ({error.strerror or error}); {kept}. "
+                "Make room, or set RUN_DIR to another place, and run the cell again: "
+                "it goes on from there",
+            ) from error
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
 
 
-def peak_memory_gb() -> float:
-    """Peak memory so far in GB (1e9 bytes): reserved on the GPU, or resident here."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved() / 1e9
-    if sys.platform == "win32":
-        return float("nan")  # the standard library has no such figure there
-    import resource
+class _EpochOfSampler(TrainerCallback):
+    """Tells the sampler its epoch, which a resumed run would not know."""
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+    def __init__(self, trainer: LoggedTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        sampler = self.trainer.sampler
+        sampler.epoch = state.global_step // (len(sampler) // sampler.batch)
 
 
-def save_adapter(
-    trainer: SFTTrainer, folder: Path, settings: Settings, info: Mapping
-) -> None:
-    """Save the tuned adapter as safetensors, with what made it beside it.
+# --- one run from its decisions to the tuned model -----------------------------------
 
-    The base's name is written as the run knows it: PEFT would write the absolute
-    path of a local base, which means nothing on another machine.
+
+def identity_of(settings: Settings, job: Job, base: str) -> dict:
+    """What a checkpoint must share with a run that resumes it, as JSON can hold it."""
+    sft = job.sft
+    return {
+        "adapter": job.name,
+        "base": base,
+        "data": job.data_fingerprint,
+        "rows": len(job.train),
+        "seed": sft.seed,
+        "rank": job.lora.r,
+        "alpha": job.lora.lora_alpha,
+        "dropout": job.lora.lora_dropout,
+        "layers": sorted(job.lora.target_modules),
+        "learning_rate": sft.learning_rate,
+        "effective_batch": job.effective_batch,
+        "epochs": sft.num_train_epochs,
+        "max_steps": sft.max_steps,
+        "warmup_steps": sft.warmup_steps,
+        "scheduler": str(sft.lr_scheduler_type),
+        "weight_decay": sft.weight_decay,
+        "precision": "fp16" if sft.fp16 else "bf16" if sft.bf16 else "float32",
+        "load_in_4bit": settings.load_in_4bit,
+    }
+
+
+def fine_tune(
+    settings: Settings,
+    job: Job,
+    base,
+    tokenizer,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> PeftModel:
+    """Train the adapter, or go on with one that was interrupted.
+
+    Steps and evaluations land in the run's log as they happen. A run that is already
+    finished is not trained again: its adapter is read from its last checkpoint.
 
     Args:
-        trainer: after training.
-        folder: to write to; an older adapter there is replaced.
         settings: of the run.
-        info: data fingerprint, hyperparameters, scores; kept in `adapter_info.json`.
+        job: the notebook's decisions.
+        base: the loaded base model; the adapter is put onto it.
+        tokenizer: its tokenizer.
+        callbacks: more of them, for a live curve.
+
+    Returns:
+        The base with the tuned adapter, in evaluation mode.
+
+    Raises:
+        ValueError: `RUN_DIR` holds a checkpoint of another run, or the effective
+            batch cannot be shared by the processes.
+        RuntimeError: a large model without a GPU.
+        OSError: the run's folder cannot be written to.
+        FloatingPointError: the loss is no number.
+        torch.OutOfMemoryError: not even a micro-batch of one row fits.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    run = describe_run(settings)
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = run["base_model"]
-    # "auto" would ask the Hub for the base's config to see whether embeddings changed.
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    readme = folder / "README.md"
-    readme.unlink(missing_ok=True)  # PEFT's template: empty headings, absolute paths
-    write_json(folder / ADAPTER_INFO, {**run, **info, "when": now()})
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    _check(job, base, world)
+    folder = Path(job.sft.output_dir)
+    log_path = training_log(settings, job.name)
+    _check_writable(folder)
+    identity = identity_of(settings, job, base_fingerprint(settings, base))
+    micro = job.effective_batch // world
+    micro = min(micro, job.sft.per_device_train_batch_size)
+    recompute = job.sft.gradient_checkpointing
+    while True:
+        found = checkpoints.latest(folder, identity)
+        if not _is_first_process():
+            pass
+        elif found:
+            step_log.cut_back(log_path, found[0])
+        else:
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            log_path.write_text("", encoding="utf-8")
+        args = replace_arguments(
+            job.sft,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=job.effective_batch // world // micro,
+            **dict.fromkeys(_recompute_names(job.sft), recompute),
+            eval_on_start=job.sft.eval_on_start and not found,
+        )
+        set_seed(job.sft.seed)  # the adapter's first weights are drawn here
+        trainer = LoggedTrainer(
+            model=base,
+            args=args,
+            peft_config=replace(job.lora),
+            train_dataset=to_dataset(job.train),
+            evaluation_rows=job.validation,
+            processing_class=tokenizer,
+            log_path=log_path,
+            identity=identity,
+            callbacks=list(callbacks),
+        )
+        if found and found[0] == total_steps(job):
+            print(f"This run is finished: step {found[0]}, {display_path(found[1])}.")
+            trainer._load_from_checkpoint(str(found[1]))
+            return trainer.model.eval()
+        if found:
+            print(f"Going on after step {found[0]}, from {display_path(found[1])}.")
+        try:
+            trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
+            return trainer.model.eval()
+        except torch.OutOfMemoryError as error:
+            trainer.log_lines.close()
+            if micro == 1 and recompute:
+                raise
+            if micro > 1:
+                micro = smaller_micro_batch(job.effective_batch // world, micro)
+                print(
+                    f"Out of memory ({str(error).splitlines()[0][:80]}). Micro-batch "
+                    f"{micro} now, {job.effective_batch // world // micro} of them a "
+                    f"step; the effective batch stays {job.effective_batch}."
+                )
+            else:
+                recompute = True
+                print("Out of memory with one row. Activations are recomputed now.")
+        except KeyboardInterrupt:
+            trainer.log_lines.close()
+            done = list(checkpoints.complete(folder))
+            where = f"after step {done[-1]}" if done else "at step 0"
+            print(f"Stopped. Run the cell again, and it goes on {where}.")
+            raise
+        base = trainer.model.unload()
+        del trainer
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def smaller_micro_batch(share: int, micro: int) -> int:
+    """The largest divisor of a process's `share` of a step that is half at most."""
+    return next(size for size in range(micro // 2, 0, -1) if share % size == 0)
+
+
+def total_steps(job: Job) -> int:
+    """Optimizer steps of the whole run."""
+    if job.sft.max_steps > 0:
+        return job.sft.max_steps
+    per_epoch = max(1, len(job.train) // job.effective_batch)
+    return int(per_epoch * job.sft.num_train_epochs)
+
+
+def replace_arguments(sft: SFTConfig, **changes) -> SFTConfig:
+    """`sft` with some fields changed, all checks run again."""
+    return SFTConfig(**(arguments_of(sft) | changes))
+
+
+def arguments_of(sft: SFTConfig) -> dict:
+    """The arguments that `sft` was made of."""
+    return {
+        name: getattr(sft, name)
+        for name, field in sft.__dataclass_fields__.items()
+        if field.init
+    }
+
+
+def _recompute_names(sft: SFTConfig) -> list[str]:
+    """The switch has one name in older Transformers and two in newer ones."""
+    known = ("gradient_checkpointing", "activation_checkpointing")
+    return [name for name in known if name in sft.__dataclass_fields__]
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _check(job: Job, base, world: int) -> None:
+    if job.effective_batch % world:
+        raise ValueError(
+            f"an effective batch of {job.effective_batch} rows cannot be shared by "
+            f"{world} processes; make it a multiple."
+        )
+    size = sum(p.numel() for p in base.parameters())
+    if size > CPU_LIMIT and not torch.cuda.is_available() and job.sft.max_steps < 0:
+        raise RuntimeError(
+            f"{size / 1e9:.2f} billion parameters and no GPU: this would take days. On "
+            "Colab: Runtime → Change runtime type → T4 GPU. Without one: "
+            "PROFILE=pocket, or MAX_STEPS=2 to see that it runs."
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before the training, not at its first checkpoint."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the run cannot write to {display_path(folder)} ({error.strerror}); set "
+            "RUN_DIR to a folder that it may write to",
+        ) from error
