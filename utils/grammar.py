@@ -113,7 +113,7 @@ def texts(
     """
     rng = random.Random(f"{seed}-{held_out}")
     kinds = ("dialogues", "plain_dialogues", "prose", "plain_prose")
-    weights = (0.64, 0.16, 0.13, 0.07)
+    weights = (0.58, 0.22, 0.12, 0.08)
     while True:
         grammar = rng.choice(grammars)
         domain = grammar.domain
