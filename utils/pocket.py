@@ -22,11 +22,16 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from utils import prompts, results
-from utils.config import POCKET, display_path, load_settings
-from utils.generation import answer_nll
+from utils.config import POCKET, PROFILES, display_path, load_settings
 from utils.grammar import TEXT, Grammar, is_held_out, load_grammars, texts
-from utils.metrics import perplexity
 from utils.models import ADAPTER_INFO, ADAPTERS, adapter_dir
+from utils.pocket_card import MAKING, write_card
+from utils.pocket_evaluation import (
+    encode,
+    habits,
+    held_out_perplexity,
+    ngram_perplexity,
+)
 
 SPECIAL = (
     "<|begin_of_text|>",
@@ -56,15 +61,15 @@ class Recipe:
 
     vocabulary: int = 4096
     hidden: int = 256
-    layers: int = 6
+    layers: int = 4
     heads: int = 4
     key_value_heads: int = 2
     feed_forward: int = 640
     tokens_per_step: int = 2048
-    steps: int = 9000
+    steps: int = 5000
     learning_rate: float = 3e-3
     matrix_rate: float = 0.005
-    tuning_steps: int = 300
+    tuning_steps: int = 250
     tuning_share: float = 0.05
     seed: int = 42
 
@@ -139,13 +144,6 @@ def new_model(recipe: Recipe) -> LlamaForCausalLM:
     )
 
 
-def _encode(tokenizer, text: str | list[dict]) -> dict[str, list[int]]:
-    if isinstance(text, str):
-        ids = tokenizer(SPECIAL[0] + text + SPECIAL[1])["input_ids"]
-        return {"input_ids": ids, "labels": list(ids)}
-    return prompts.encode(tokenizer, text)
-
-
 def _batches(
     tokenizer, stream: Iterator, recipe: Recipe, *, answers_only: bool
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -161,7 +159,7 @@ def _batches(
         while len(rows) < 1024:
             text = next(stream)
             if not (answers_only and isinstance(text, str)):
-                rows.append(_encode(tokenizer, text))
+                rows.append(encode(tokenizer, text))
         rows.sort(key=lambda row: len(row["input_ids"]))
         batches, batch = [], []
         for row in rows:
@@ -268,95 +266,53 @@ def train(
     return log
 
 
-def held_out_perplexity(model, tokenizer, grammars: Sequence[Grammar], n: int = 300):
-    """Token-weighted perplexity of answers (chats) in held-out texts."""
-    stream = texts(grammars, seed=7, held_out=True)
-    chats = []
-    while len(chats) < n:
-        text = next(stream)
-        if not isinstance(text, str):
-            chats.append(_encode(tokenizer, text))
-    return perplexity(answer_nll(model, chats))
+def make(
+    recipe: Recipe, out: Path, text_dir: Path = TEXT, ngram_tokens: int = 2_000_000
+) -> dict:
+    """Make tokenizer and model, measure them, and write all of it to `out`.
 
+    Args:
+        recipe: sizes, rates and the seed.
+        out: folder to write to.
+        text_dir: folder of domain files.
+        ngram_tokens: of the training text, counted by the 5-gram model that the
+            pocket Llama is held against; 0 leaves it out.
 
-def make(recipe: Recipe, out: Path, text_dir: Path = TEXT) -> dict:
-    """Make tokenizer and model, and write them with their log to `out`."""
+    Returns:
+        What `making.json` holds.
+    """
     grammars = load_grammars(text_dir)
     tokenizer = train_tokenizer(grammars, recipe)
     model = new_model(recipe)
     log = train(model, tokenizer, grammars, recipe, answers_only=False)
     before = held_out_perplexity(model, tokenizer, grammars)
     tuning = train(model, tokenizer, grammars, recipe, answers_only=True)
-    after = held_out_perplexity(model, tokenizer, grammars)
     model.generation_config.eos_token_id = [1, 4]
     model.generation_config.pad_token_id = 5
-    # bfloat16 on disk halves the file; it is loaded back into float32.
+    # bfloat16 on disk halves the file; it is loaded back into float32, and measured
+    # as it will be used.
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    model = model.float()
+    cap = PROFILES["pocket"].max_new_tokens
     record = {
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in model.parameters()),
         "pretraining": log,
         "chat_tuning": tuning,
         "held_out_before_chat_tuning": before,
-        "held_out": after,
+        "held_out": held_out_perplexity(model, tokenizer, grammars),
+        "habits": habits(model, tokenizer, grammars, cap=cap),
         "hardware": results.hardware(),
         "when": results.now(),
     }
-    results.write_json(out / "making.json", record)
-    (out / "README.md").write_text(card(record), encoding="utf-8")
+    if ngram_tokens:
+        record["ngram"] = ngram_perplexity(
+            tokenizer, grammars, texts(grammars, recipe.seed), ngram_tokens
+        )
+    results.write_json(out / MAKING, record)
+    write_card(out)
     return record
-
-
-def card(record: dict) -> str:
-    """The model card, filled from what the making recorded."""
-    recipe, log = record["recipe"], record["pretraining"]
-    curve = "\n".join(
-        f"| {row['step']:,} | {row['tokens'] / 1e6:.2f} M | {row['loss']:.3f} | "
-        f"{row['s'] / 60:.1f} min |"
-        for row in (log[round(i * (len(log) - 1) / 7)] for i in range(8))
-    )
-    tuning = record["chat_tuning"][-1]
-    before, after = record["held_out_before_chat_tuning"], record["held_out"]
-    return f"""---
-license: mit
-language: en
-library_name: transformers
----
-
-# Pocket Llama
-
-A Llama of {record["parameters"] / 1e6:.2f} M parameters that stands in for Llama 3.2 1B
-wherever there is no GPU: on laptops, in CI, in a first look. It knows a few hundred
-everyday things and plain English. It is no source of facts, and no medical advice.
-
-`python -m utils.pocket` made it from `data/pocket_text`, text written for this project
-(CC0) without first-aid instructions, and from nothing else.
-
-| choice | value | why |
-|---|---|---|
-| architecture | Llama: RMSNorm, SwiGLU, rotary positions, tied embeddings | the code path of the 1 B, unchanged |
-| size | {recipe["layers"]} layers of {recipe["hidden"]}, feed-forward {recipe["feed_forward"]} | multiples of 64, as 4-bit layers need; bfloat16 on disk stays under 12 MB |
-| attention | {recipe["heads"]} heads, {recipe["key_value_heads"]} key-value heads | grouped queries, as in Llama 3.2 |
-| vocabulary | {recipe["vocabulary"]:,}, byte-level BPE | small enough for tied embeddings of {recipe["vocabulary"] * recipe["hidden"] / 1e6:.1f} M |
-| rows | one text a row, {recipe["tokens_per_step"]:,} tokens a step | texts that share a row see each other, which slowed learning |
-| rate | {recipe["learning_rate"]:g}, cosine, AdamW | |
-| chat tuning | {recipe["tuning_steps"]} steps at {recipe["tuning_rate"]:g} | loss on answers only |
-
-Pre-training, loss on every token (smoothed):
-
-| step | tokens seen | loss | time |
-|---|---|---|---|
-{curve}
-
-Chat tuning ends at a loss of {tuning["loss"]:.3f} on answers. Perplexity of answers in
-held-out texts of the same domains ({after["rows"]} chats, {after["tokens"]:,} tokens):
-{before["perplexity"]:.2f} before the chat tuning, {after["perplexity"]:.2f} after it.
-
-Seed {recipe["seed"]}, {record["hardware"]}, made {record["when"][:10]}. All figures are in
-`making.json`. `adapters/` holds the two LoRA adapters of a finished walk of the pocket
-profile; each says in `adapter_info.json` what made it.
-"""
 
 
 def ship_adapters() -> list[Path]:
@@ -406,12 +362,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(
             flag, type=type(default), default=default, help=f"({default})"
         )
+    parser.add_argument(
+        "--card", action="store_true", help="only render the card in --out anew"
+    )
+    parser.add_argument(
+        "--ngram-tokens",
+        type=int,
+        default=2_000_000,
+        help="tokens that the 5-gram model counts; 0: no such model (2000000)",
+    )
     options = vars(parser.parse_args(arguments))
     out, text_dir = options.pop("out"), options.pop("text")
+    ngram_tokens = options.pop("ngram_tokens")
     if options.pop("ship_adapters"):
         print("\n".join(map(display_path, ship_adapters())))
         return
-    record = make(Recipe(**options), out, text_dir)
+    if options.pop("card"):
+        print(display_path(write_card(out)))
+        return
+    record = make(Recipe(**options), out, text_dir, ngram_tokens)
     print(
         f"{record['parameters'] / 1e6:.2f} M parameters, held-out perplexity "
         f"{record['held_out']['perplexity']:.2f}, written to {display_path(out)}"
