@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow chat notebooks report benchmark lint format address clean
+.PHONY: help run test test-slow chat notebooks report seeds benchmark lint format address clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -31,7 +31,10 @@ notebooks: $(READY) ## execute all six and save them in place, clean
 report: $(READY) ## take the run's snapshot and render the README's results
 	@$(BIN)/python -m utils.report
 
-benchmark: $(READY) ## how audit and split scale to 100,000 rows, as JSON
+seeds: $(READY) ## fine-tune and compare again with two more seeds
+	@$(BIN)/python -m utils.seeds
+
+benchmark: $(READY) ## speed and memory, both sides of a pair in one run, as JSON
 	@$(BIN)/python -m utils.benchmark
 
 lint: $(READY) ## ruff check and ruff format --check, notebooks included

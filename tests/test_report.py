@@ -56,7 +56,7 @@ def house(tmp_path, monkeypatch):
             "gain_over_nearest": PAIR,
         },
     }
-    arms = ("base", "finetome", "first_aid", "nearest", "echo")
+    arms = ("base", "finetome", "first_aid", "nearest", "echo", "random")
     scores = {"first_aid": {arm: {"original": CELL} for arm in arms}}
     answers = [
         {

@@ -1,12 +1,9 @@
 """Measures how audit and split scale, on generated rows shaped like FineTome's.
 
-    python -m utils.benchmark
-
 For 20,000 and 100,000 rows: seconds and peak memory of reading, splitting, auditing
 and writing, each in a process of its own, and the share of planted near-duplicates
 that came out in one group. From the first size to the last the cost grows like
 rows^exponent; CPU seconds count, which other work on the machine disturbs least.
-Prints JSON and writes `data/runs/benchmark.json`.
 """
 
 import argparse
@@ -26,7 +23,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from utils import results
-from utils.config import DATA, POCKET, ROOT, SAMPLES
+from utils.config import POCKET, ROOT, SAMPLES
 from utils.dataset import SPLITS, audit, split_rows, write_split
 from utils.models import load_tokenizer
 from utils.sources import load_source
@@ -141,37 +138,35 @@ def found_share(out: Path) -> dict:
     return {"planted_pairs": len(groups), "found": round(found / len(groups), 4)}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Generate, measure, print and write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.benchmark",
-        description="Measure how audit and split scale; print and write JSON.",
-    )
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="rows")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.measure:
-        print(json.dumps(measure(options.measure, options.measure.parent / "out")))
-        return
+def scaling(sizes: Sequence[int] = SIZES) -> dict:
+    """Generate, measure and compare all `sizes`."""
     runs = []
-    for size in options.sizes:
+    for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "rows.jsonl"
             with source.open("w", encoding="utf-8") as file:
                 for row in tqdm(conversations(size), f"generate {size}", total=size):
                     file.write(json.dumps(row) + "\n")
-            command = [sys.executable, "-m", "utils.benchmark", "--measure", source]
+            command = [sys.executable, "-m", "utils.benchmark_data", source]
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
             measured = json.loads(done.stdout)
             runs.append({"rows": size} | measured | found_share(source.parent / "out"))
     first, last = runs[0], runs[-1]
-    report = {"runs": runs, "hardware": results.hardware(), "when": results.now()}
+    report = {"what": "read, split, audit and write generated conversations"}
+    report["runs"] = runs
     if last["rows"] > first["rows"]:
         grown = math.log(last["cpu_seconds"] / first["cpu_seconds"])
         exponent = grown / math.log(last["rows"] / first["rows"])
         report["growth_exponent"] = round(exponent, 3)
-    results.write_json(DATA / "runs" / "benchmark.json", report)
-    print(json.dumps(report, indent=1))
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """One size, in the process that `scaling` starts."""
+    parser = argparse.ArgumentParser(prog="python -m utils.benchmark_data")
+    parser.add_argument("source", type=Path, help="rows to measure")
+    source = parser.parse_args(arguments).source
+    print(json.dumps(measure(source, source.parent / "out")))
 
 
 if __name__ == "__main__":

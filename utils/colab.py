@@ -18,6 +18,7 @@ from pathlib import Path
 
 REPOSITORY = "OWNER/llama-first-aid"  # `make address REPO=owner/name` sets it
 ROOT = Path(__file__).resolve().parents[1]
+DRIVE = Path("/content/drive")  # Colab's own place for it
 # TRL 1.x needs newer ones than Colab has; everything else that is there stays.
 MAY_MOVE = {"datasets", "pyarrow", "fsspec"}
 NOT_ON_COLAB = {"jupyter"}  # Colab is the Jupyter; another one only gets in its way
@@ -46,6 +47,28 @@ def set_up() -> None:
             )
     remove_old_torchao()
     print("set up: " + ("installed" if missing else "everything was there already"))
+
+
+def runs_folder(use_drive: bool) -> Path:
+    """Where runs are kept: in the project, or on Google Drive, which stays.
+
+    Args:
+        use_drive: on Colab, mount the reader's Drive (it asks) and keep runs there, so
+            that a disconnected runtime loses nothing.
+
+    Raises:
+        RuntimeError: there is no Drive here.
+    """
+    if not use_drive:
+        return ROOT / "data" / "runs"
+    if "google.colab" not in sys.modules:
+        raise RuntimeError(
+            "USE_DRIVE works on Colab only; elsewhere RUN_DIR names a folder that stays"
+        )
+    from google.colab import drive
+
+    drive.mount(str(DRIVE))
+    return DRIVE / "MyDrive" / "llama-first-aid" / "runs"
 
 
 def runtime() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
+RUNS = DATA / "runs"
 IMAGES = ROOT / "imgs"
 SAMPLES = DATA / "samples"
 POCKET = DATA / "pocket_llama"
@@ -203,11 +204,17 @@ def choose_profile(environ: Mapping[str, str] = os.environ) -> str:
     return name
 
 
-def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+def load_settings(
+    environ: Mapping[str, str] = os.environ, runs: Path = RUNS
+) -> Settings:
     """Read the run's settings from the environment; the only place that does.
 
     Variables, all optional: `PROFILE`, `BASE_MODEL`, `FIRST_AID_DATASET`,
     `FINETOME_DATASET`, `MAX_STEPS`, `SEED`, `LOAD_IN_4BIT`, `QUICK`, `RUN_DIR`.
+
+    Args:
+        environ: where the variables are looked up.
+        runs: folder in which each run gets its own, unless `RUN_DIR` names one.
 
     Raises:
         ValueError: a variable holds something it cannot hold.
@@ -252,11 +259,11 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         folder += "-" + _fingerprint([_identity(chosen[name]) for name in names])
     if quick:
         folder += "-quick"
-    run_dir = DATA / "runs" / folder
+    run_dir = Path(runs) / folder
     if environ.get("RUN_DIR", "").strip():
         run_dir = resolve(environ["RUN_DIR"].strip())
     # Only the profile's own data in its own place may change the committed figures.
-    at_home = own and run_dir == DATA / "runs" / profile.name
+    at_home = own and run_dir == RUNS / profile.name
     return Settings(
         profile=profile.name,
         base_model=chosen["BASE_MODEL"],

@@ -141,6 +141,7 @@ def _score_table(scores: Mapping, perplexity: Mapping) -> str:
     labels = {key: look.label for key, look in MODELS.items()} | {
         "nearest": "nearest training answer (no model)",
         "echo": "the question itself (no model)",
+        "random": "a random training answer (no model)",
     }
     n = scores["base"]["original"]["n"]
     lines = [

@@ -183,6 +183,43 @@ def split_log(rows: Sequence[Mapping]) -> tuple[list[dict], list[dict]]:
     return steps, evaluations
 
 
+def seeds_file(profile: str) -> Path:
+    """Where `utils.seeds` records what several seeds found on a profile."""
+    return DATA / "results" / profile / "seeds.json"
+
+
+SAME_RUN = ("base_fingerprint", "data_fingerprint", "hyperparameters", "steps")
+
+
+def seed_rows(profile: str, info: Mapping) -> list[dict]:
+    """What other seeds found for an adapter with this very base, data and knobs.
+
+    Args:
+        profile: of the run.
+        info: of the adapter, as `adapter_info.json` holds it.
+
+    Returns:
+        One row a seed, for a table; none where `make seeds` has not recorded them, or
+        has with something else, which is then said.
+    """
+    path = seeds_file(profile)
+    record = read_json(path) if path.is_file() else {"adapters": {}}
+    theirs = record["adapters"].get(info["adapter"])
+    if theirs != {key: info[key] for key in SAME_RUN}:
+        print("note: seeds are not measured with this base, these data and knobs")
+        return []
+    rows = []
+    for seed in record["seeds"]:
+        perplexity = seed["validation_perplexity"][info["adapter"]]
+        row = {"seed": seed["seed"], "perplexity of the base": perplexity["before"]}
+        row["perplexity, tuned"] = perplexity["after"]
+        if info["adapter"] == "first_aid":
+            row["test ROUGE-L of the base"] = seed["rougeL_f1"]["base"]
+            row["test ROUGE-L, tuned"] = seed["rougeL_f1"]["first_aid"]
+        rows.append(row)
+    return rows
+
+
 def find_training_log(settings: Settings, name: str) -> tuple[Path, str]:
     """The run's own log of `name`, or that of the shipped adapter, and which it is.
 
