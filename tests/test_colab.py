@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from utils import colab
-from utils.config import ROOT
+from utils.config import ROOT, load_settings
 
 
 @pytest.fixture
@@ -199,3 +199,23 @@ def test_a_bad_address_is_refused_and_changes_nothing(tree, address):
     with pytest.raises(SystemExit, match="give it as owner/name"):
         colab.main(["--address", address])
     assert before == {path: path.read_bytes() for path in tree.rglob("*.*")}
+
+
+def test_runs_stay_in_the_project_unless_the_drive_is_asked_for(monkeypatch):
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    assert colab.runs_folder(False) == ROOT / "data" / "runs"
+    with pytest.raises(RuntimeError, match="USE_DRIVE works on Colab only"):
+        colab.runs_folder(True)
+
+
+def test_the_drive_is_mounted_and_each_run_gets_its_folder_on_it(monkeypatch, on_colab):
+    mounted = []
+    module = sys.modules["google.colab"]
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    module.drive = types.SimpleNamespace(mount=mounted.append)
+    monkeypatch.setattr(sys.modules["google"], "colab", module, raising=False)
+    runs = colab.runs_folder(True)
+    assert mounted == ["/content/drive"]
+    settings = load_settings({"PROFILE": "pocket"}, runs=runs)
+    assert settings.run_dir == runs / "pocket"
+    assert settings.figures_dir == runs / "pocket" / "imgs"  # on the Drive as well

@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from utils import grammar, models, pocket, prompts
+from utils import (
+    grammar,
+    models,
+    pocket,
+    pocket_card,
+    pocket_evaluation,
+    prompts,
+    results,
+)
 from utils.config import POCKET, load_settings
 
 RECORD = {"name": "hammer", "a": "a hammer"}
@@ -51,11 +59,73 @@ def test_held_out_texts_are_never_trained_on():
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):
     for folder in ("one", "two"):
-        pocket.make(TINY, tmp_path / folder)
+        pocket.make(TINY, tmp_path / folder, ngram_tokens=2000)
     one, two = (load_file(tmp_path / f / "model.safetensors") for f in ("one", "two"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert "512, byte-level BPE" in (tmp_path / "one" / "README.md").read_text("utf-8")
+    card = (tmp_path / "one" / "README.md").read_text("utf-8")
+    record = results.read_json(tmp_path / "one" / pocket_card.MAKING)
+    assert "512, byte-level BPE" in card
+    assert f"{record['held_out']['perplexity']:.2f} after it" in card
+    assert f"reaches {record['ngram']['perplexity']:.1f} on" in card
+    assert record["ngram"]["tokens"] == record["held_out"]["tokens"]  # the same answers
+
+
+def test_held_out_questions_are_asked_once_each():
+    chats = pocket_evaluation.held_out_chats(grammar.load_grammars(), 50)
+    questions = [chat[-2]["content"] for chat in chats]
+    assert len(set(questions)) == 50
+    assert all(chat[-1]["role"] == "assistant" for chat in chats)
+
+
+def test_an_ngram_model_is_sure_of_what_it_has_counted():
+    grammars = grammar.load_grammars()
+    tokenizer = models.load_tokenizer("data/pocket_llama")
+    asked = pocket_evaluation.held_out_chats(grammars, 20)
+    other = grammar.texts(grammars, seed=1)
+    known, unknown = (
+        pocket_evaluation.ngram_perplexity(tokenizer, grammars, stream, 1000, n=20)
+        for stream in (iter(asked * 50), other)
+    )
+    assert known["perplexity"] < unknown["perplexity"] / 10
+    assert known["rows"] == unknown["rows"] == 20
+
+
+def test_habits_count_what_ends_and_what_repeats(tiny_model, tiny_tokenizer):
+    grammars = grammar.load_grammars()
+
+    def asked(token: str) -> dict:
+        """What a model does that says `token` for ever."""
+        head = torch.nn.Linear(64, 384)
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        wanted = tiny_tokenizer(token, add_special_tokens=False)["input_ids"][-1]
+        head.bias.data[wanted] = 1.0
+        tiny_model.lm_head = head
+        return pocket_evaluation.habits(
+            tiny_model, tiny_tokenizer, grammars, cap=12, n=4
+        )
+
+    ends, repeats = asked("<|eot_id|>"), asked(" a")
+    assert (ends["ended"], ends["repeats"], ends["words"]) == (1.0, 0.0, 0.0)
+    assert (repeats["ended"], repeats["repeats"], repeats["words"]) == (0.0, 1.0, 12.0)
+    assert repeats["different"] == 0.25
+
+
+def test_the_committed_card_says_what_its_records_say(tmp_path):
+    for file in POCKET.iterdir():
+        if file.is_file() and file.suffix in (".json", ".jsonl"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    rendered = pocket_card.write_card(tmp_path).read_text("utf-8")
+    assert rendered == (POCKET / "README.md").read_text("utf-8"), (
+        "the card and its records have drifted apart: python -m utils.pocket --card"
+    )
+
+
+def test_the_committed_model_speaks_better_than_five_grams():
+    record = results.read_json(POCKET / pocket_card.MAKING)
+    assert record["held_out"]["perplexity"] < 0.9 * record["ngram"]["perplexity"]
+    assert record["habits"]["ended"] >= 0.95 and record["habits"]["repeats"] <= 0.05
 
 
 def test_the_committed_model_is_a_small_llama():

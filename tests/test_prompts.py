@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from utils import prompts
 from utils.dataset import load_source
@@ -189,3 +191,32 @@ def test_every_real_row_trains_its_answer_and_none_is_cut(
         prompt = real_tokenizer(asked, add_special_tokens=False)["input_ids"]
         assert found["input_ids"][: len(prompt)] == prompt
         assert found["labels"][: len(prompt)] == [IGNORED] * len(prompt)
+
+
+def test_packed_rows_do_not_see_each_other(real_first_aid, real_tokenizer):
+    """With positions and without a mask; a mask of ones would let them leak."""
+    rows = load_source(str(real_first_aid)).rows[:12]
+    encoded, _ = encode_rows(real_tokenizer, rows, 2048)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(real_tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.2,  # attention that really looks somewhere
+        )
+    ).eval()
+    apart = [torch.tensor([row["input_ids"]]) for row in encoded]
+    positions = [torch.arange(ids.shape[1])[None] for ids in apart]
+    packed = dict(input_ids=torch.cat(apart, 1), position_ids=torch.cat(positions, 1))
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=ids).logits[0] for ids in apart])
+        # As in training; with a cache, Transformers does not look for packed rows.
+        together = model(**packed, use_cache=False).logits[0]
+        ones = torch.ones_like(packed["input_ids"])
+        leaking = model(**packed, attention_mask=ones, use_cache=False).logits[0]
+    assert (alone - together).abs().max() < 1e-4
+    assert (alone - leaking).abs().max() > 1e-2
