@@ -57,3 +57,19 @@ def test_other_calls_stay_as_they_are(tiny_model):
 def test_a_trained_output_layer_is_refused(tiny_model):
     with pytest.raises(ValueError, match="must be frozen"):
         answer_loss.add_answer_loss(tiny_model)
+
+
+def test_half_precision_keeps_the_gradient(tiny_model):
+    """A T4 works in float16: the gradient must neither vanish nor overflow there."""
+    torch.manual_seed(0)
+    weight = tiny_model.lm_head.weight.detach()
+    states = torch.randn(40, 64)
+    targets = torch.randint(0, 384, (40,))
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        given = states.detach().clone().to(dtype).requires_grad_(True)
+        loss = answer_loss.AnswerLoss.apply(given, weight.to(dtype), targets)
+        (loss * 1024 / 40).backward()  # as a scaled mean
+        gradients.append(given.grad.float())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-2, atol=1e-2)
+    assert gradients[0].abs().max() > 1

@@ -6,6 +6,7 @@ import pytest
 
 from utils import benchmark, benchmark_training
 from utils.benchmark_training import Setup, compare, run_side, utilisation
+from utils.config import load_settings
 from utils.results import read_json
 
 
@@ -35,9 +36,12 @@ def setup(tiny_folder, tmp_path):
     )
 
 
-@pytest.mark.parametrize("side", ["ours", "plain"])
+ORIGINAL = dict(side="plain", load_in_4bit=True, recompute=True, batch=4, steps=1)
+
+
+@pytest.mark.parametrize("side", [dict(side="ours"), dict(side="plain"), ORIGINAL])
 def test_a_side_counts_its_rows(setup, side):
-    done = run_side(benchmark_training.replace(setup, side=side))
+    done = run_side(benchmark_training.replace(setup, **side))
     assert done["rows_per_second"] * done["seconds"] == pytest.approx(4, rel=0.1)
     assert done["tokens_per_second"] > done["rows_per_second"]
     assert done["validation_nll"] is None and done["peak_memory_gb"] > 0
@@ -99,3 +103,12 @@ def test_a_section_is_written_beside_the_others(tmp_path, monkeypatch):
     assert report["data"] == {"kept": 1}
     assert report["training"]["rows_per_second_ratio"] == 2.0
     assert report["training"]["hardware"]
+
+
+@pytest.mark.slow
+def test_four_bits_end_within_five_percent_of_the_unquantised_run():
+    rows = load_settings({"PROFILE": "pocket"}).first_aid_dataset
+    found = benchmark_training.four_bit(rows, steps=60)
+    print(found)
+    assert found["four_bit"]["validation_nll"] < 6  # it has learnt
+    assert abs(found["validation_nll_ratio"] - 1) <= 0.05

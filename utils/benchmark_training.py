@@ -122,6 +122,9 @@ def run_side(setup: Setup) -> dict:
             train_dataset=Dataset.from_list(pairs),
             processing_class=tokenizer,
         )
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:  # TRL's bfloat16 on a 4-bit base breaks fp16
+                parameter.data = parameter.data.float()
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began

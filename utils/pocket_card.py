@@ -102,22 +102,14 @@ profile; each says in `adapter_info.json` what made it.
 """
 
 
-def _trials(trials: dict) -> str:
-    rows = "\n".join(
-        f"| {t['name']} | {t['parameters'] / 1e6:.2f} M | {t['tokens'] / 1e6:.2f} M | "
-        f"{t['bits_per_byte']:.3f} |"
-        for t in sorted(trials["runs"], key=lambda t: t["bits_per_byte"])
-    )
-    return f"""## What was tried
-
-{trials["about"]}
-
-| recipe | parameters | tokens in that time | held-out bits per byte |
-|---|---|---|---|
-{rows}
-
-{trials["conclusion"]}
-"""
+def _trials(trials: list[dict]) -> str:
+    parts = ["## What was tried"]
+    for trial in trials:
+        columns = trial["columns"]
+        lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+        lines += [f"| {' | '.join(map(str, row))} |" for row in trial["rows"]]
+        parts += [trial["about"], "\n".join(lines), trial["conclusion"]]
+    return "\n\n".join(parts) + "\n"
 
 
 def _judged(rows: list[dict]) -> str:
