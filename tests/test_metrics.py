@@ -120,13 +120,40 @@ def test_bootstrap_matches_theory():
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+def test_bootstrap_covers_the_truth_as_often_as_it_says():
+    # Scores between 0 and 1 as ROUGE gives them, of which the mean is known: 2 / 9.
     rng = np.random.default_rng(7)
-    inside = 0
-    for _ in range(200):
-        low, high = metrics.bootstrap_interval(rng.normal(0, 1, size=60), draws=400)
-        inside += low <= 0 <= high
-    assert 0.89 <= inside / 200 <= 0.99
+    inside, times = 0, 1000
+    for _ in range(times):
+        scores = rng.beta(2, 7, size=188)
+        low, high = metrics.bootstrap_interval(scores, draws=1000)
+        inside += low <= 2 / 9 <= high
+    assert 0.93 <= inside / times <= 0.97
+
+
+def test_perplexity_interval_covers_the_truth_as_often_as_it_says():
+    # Rows of 1 to 60 tokens; a token's loss has mean 2 whatever the row's length.
+    rng = np.random.default_rng(8)
+    inside, times = 0, 600
+    for _ in range(times):
+        counts = rng.integers(1, 61, size=150)
+        losses = list(zip(rng.gamma(2 * counts, 1.0), counts))
+        low, high = metrics.perplexity_interval(losses, draws=1000)
+        inside += low <= math.exp(2) <= high
+    assert 0.93 <= inside / times <= 0.97
+
+
+def test_perplexity_interval_weighs_tokens():
+    # Two rows: all draws are of one, of the other, or of both (half of them).
+    found = metrics.perplexity_interval([(3.0, 1), (1.0, 3)], draws=2000)
+    assert found == pytest.approx((math.exp(1 / 3), math.exp(3)))
+    # 50 rows of one token at 3 nats, 50 of 99 tokens at 1: 5,100 nats on 5,000 tokens.
+    low, high = metrics.perplexity_interval([(3.0, 1), (99.0, 99)] * 50, draws=500)
+    assert low < math.exp(5100 / 5000) < high < math.exp(1.1)
+    one = metrics.perplexity_interval([(2.0, 4)])
+    assert one == pytest.approx((math.exp(0.5), math.exp(0.5)))
+    with pytest.raises(ValueError, match="diverged"):
+        metrics.perplexity_interval([(math.nan, 1)])
 
 
 def test_bootstrap_in_several_blocks_keeps_every_draw():
@@ -169,6 +196,7 @@ def test_paired_difference_by_hand():
     assert found["n"] == 3
     assert found["difference"] == pytest.approx(0.2 / 3)
     assert found["won"] == pytest.approx(1 / 3)
+    assert found["tied"] == pytest.approx(1 / 3)
     assert found["lost"] == pytest.approx(1 / 3)
     # All 27 draws: the smallest mean is -0.2, the greatest 0.4, each 1 in 27 (3.7 %).
     assert found["low"] == pytest.approx(-0.2)
@@ -270,6 +298,87 @@ def test_scored_rows_keep_their_order_and_what_they_were():
     assert rows[0]["rougeL_f1"] == pytest.approx(1)
     for before, after in pairwise(rows):
         assert before.keys() - {"hit_cap"} == after.keys() - {"hit_cap"}
+
+
+def test_empty_and_foreign_answers_are_counted_and_not_averaged_in():
+    rows = [
+        answer("report", "base", "original", "call 112 now", "call 112 now"),
+        answer("report", "base", "original", " \n", "call 112 now"),
+        answer("report", "base", "original", "Позвоните 112", "call 112 now"),
+    ]
+    scored, scores = metrics.score_answers(rows)
+    cell = scores["report"]["base"]["original"]
+    assert (cell["rows"], cell["n"]) == (3, 1)
+    assert (cell["empty"], cell["other_script"]) == (1, 1)
+    assert cell["rougeL_f1"] == 1 and cell["answer_words"] == 3
+    assert cell["rougeL_f1_as_zero"] == pytest.approx(1 / 3)
+    assert [metrics.is_usable(row) for row in scored] == [True, False, False]
+
+
+def test_a_cell_without_a_usable_answer_has_no_mean():
+    _, scores = metrics.score_answers([answer("report", "base", "original", "", "Go.")])
+    cell = scores["report"]["base"]["original"]
+    assert cell["n"] == 0 and cell["empty"] == 1 and "rougeL_f1" not in cell
+
+
+def test_unusable_answers_are_no_pairs():
+    rows = [
+        row("a", "first_aid", 0.5),
+        row("a", "base", 0.2),
+        row("b", "first_aid", 0.9),
+        row("b", "base", 0.0, empty=True),
+    ]
+    found = metrics.paired_difference(rows, "report", "first_aid", "base")
+    assert found["n"] == 1 and found["difference"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Call 112 now.", False),
+        ("Ça va, appelez à l’aide", False),
+        ("Позвоните 112", True),
+        ("呼叫救护车", True),
+        ("press Снег", False),  # half of the letters are Latin: not more than half
+        ("112!", False),
+        ("", False),
+    ],
+)
+def test_another_script(text, expected):
+    assert metrics.in_another_script(text) is expected
+
+
+def test_sometimes_measures_are_means_over_the_rows_that_have_them():
+    card = {
+        "must": [
+            {"name": "call", "patterns": ["call 112"]},
+            {"name": "press", "patterns": ["press"]},
+        ],
+        "must_not": [{"name": "cut", "patterns": [r"\bcut"]}],
+        "safety_critical": True,
+    }
+    rows = [
+        # Says one of two, gives no dangerous advice, denies the right word.
+        answer("d", "base", "original", "Call 112. Do not cut.", "Never cut 2 cm."),
+        # Denies nothing; says both and something dangerous; the number is right.
+        answer(
+            "d", "base", "original", "Call 112, press, cut 2 cm.", "Never cut 2 cm."
+        ),
+        # No card, and its reference denies nothing and has no number.
+        answer("d", "base", "original", "Rest.", "Rest.") | {"question": "Tired?"},
+    ]
+    scored, scores = metrics.score_answers(rows, {"What now?": card})
+    cell = scores["d"]["base"]["original"]
+    assert cell["card_met"] == pytest.approx((1 / 2 + 1) / 2)
+    assert cell["card_dangerous"] == pytest.approx(1 / 2)
+    assert cell["card_passed"] == 0 and cell["card_passed_n"] == 2
+    assert cell["help_if_critical"] == 1 and cell["help_if_critical_n"] == 2
+    # Denied: {cut, cm}; of the first answer {cut}: 2 * 1 / (1 + 2); of the second {}.
+    assert cell["negation_f1"] == pytest.approx((2 / 3 + 0) / 2)
+    # Numbers: {2}; of the first answer {112}; of the second {112, 2}: 2 * 1 / (2 + 1).
+    assert cell["number_f1"] == pytest.approx((0 + 2 / 3) / 2)
+    assert cell["negation_f1_n"] == cell["number_f1_n"] == 2
+    assert scored[2]["negation_f1"] is None and scored[2]["card_passed"] is None
 
 
 def test_answers_without_any_reference_are_refused():

@@ -1,7 +1,8 @@
 """What a model answers, in batches or streamed, and how well it predicts an answer."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from queue import Empty
 from threading import Event, Thread
 
 import torch
@@ -10,7 +11,94 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 from utils.prompts import IGNORED, prompt_text
 
+SILENCE_S = 120  # a streamed answer that says nothing for so long is given up
 POSITIONS_AT_ONCE = 512  # logits of 128,256 floats each: 0.26 GB in float32
+
+
+def answer_batches(
+    model,
+    tokenizer,
+    conversations: Sequence[Sequence[Mapping]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    done: Collection[int] = (),
+    progress: str | None = "answer",
+) -> Iterator[dict[int, dict]]:
+    """Answer greedily, in left-padded batches sorted by length, batch by batch.
+
+    Args:
+        model: in evaluation mode, the wanted adapter on (`utils.models.use_model`).
+        tokenizer: its tokenizer.
+        conversations: lists of chat messages that end with a user's turn.
+        max_new_tokens: the cap on an answer's length.
+        batch_size: conversations at once.
+        done: places in `conversations` that are answered already. The batches are
+            cut before these are left out, so that a run that goes on pads the other
+            batches as one that was never stopped.
+        progress: the progress bar's label; None for no bar.
+
+    Yields:
+        By place in `conversations`, what `generate_answers` says of an answer.
+    """
+    prompts = [prompt_text(tokenizer, messages) for messages in conversations]
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    ends = _end_tokens(model, tokenizer)
+    with tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            rows = [i for i in batch if i not in done]
+            bar.update(len(batch) - len(rows))
+            if not rows:
+                continue
+            began = time.perf_counter()
+            texts = [prompts[i] for i in rows]
+            given = generate_tokens(
+                model, tokenizer, texts, max_new_tokens=max_new_tokens
+            )
+            seconds = (time.perf_counter() - began) / len(rows)
+            answers = {}
+            for i, ids in zip(rows, given):
+                ended = ids[-1] in ends
+                said = ids[:-1] if ended else ids
+                answers[i] = {
+                    "answer": tokenizer.decode(said, skip_special_tokens=True).strip(),
+                    "tokens": len(ids),
+                    "seconds": round(seconds, 4),
+                    "hit_cap": not ended,
+                }
+            yield answers
+            bar.update(len(rows))
+
+
+def generate_tokens(
+    model, tokenizer, texts: Sequence[str], *, max_new_tokens: int
+) -> list[list[int]]:
+    """The greedy continuation of every prompt in `texts`, as one padded batch.
+
+    Returns:
+        Token ids per prompt, up to the token that ends the turn, that one included;
+        `max_new_tokens` of them where none came.
+    """
+    ends = _end_tokens(model, tokenizer)
+    batch = tokenizer(
+        list(texts), add_special_tokens=False, padding=True, return_tensors="pt"
+    ).to(model.device)
+    with torch.inference_mode():
+        output = model.generate(
+            **batch,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    rows = output[:, batch["input_ids"].shape[1] :].tolist()
+    stops = [
+        next((n + 1 for n, t in enumerate(ids) if t in ends), None) for ids in rows
+    ]
+    return [ids[:stop] for ids, stop in zip(rows, stops)]
 
 
 def generate_answers(
@@ -22,57 +110,24 @@ def generate_answers(
     batch_size: int = 32,
     progress: str | None = "answer",
 ) -> list[dict]:
-    """Answer every conversation greedily, in left-padded batches sorted by length.
-
-    Args:
-        model: in evaluation mode, the wanted adapter on (`utils.models.use_model`).
-        tokenizer: its tokenizer.
-        conversations: lists of chat messages that end with a user's turn.
-        max_new_tokens: the cap on an answer's length.
-        batch_size: conversations at once.
-        progress: the progress bar's label; None for no bar.
+    """All answers of `answer_batches`, which says what the arguments are.
 
     Returns:
         In the order of `conversations`, dictionaries of `answer`, `tokens` (its
         length, the end-of-turn token included), `seconds` (of its batch, divided by
         the rows in it) and `hit_cap` (whether the cap cut it short).
     """
-    prompts = [prompt_text(tokenizer, messages) for messages in conversations]
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    answers: list[dict] = [{} for _ in prompts]
-    ends = _end_tokens(model, tokenizer)
-    with tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            began = time.perf_counter()
-            batch = tokenizer(
-                [prompts[i] for i in rows],
-                add_special_tokens=False,
-                padding=True,
-                return_tensors="pt",
-            ).to(model.device)
-            with torch.inference_mode():
-                output = model.generate(
-                    **batch,
-                    do_sample=False,
-                    temperature=None,
-                    top_p=None,
-                    max_new_tokens=max_new_tokens,
-                    eos_token_id=ends,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            seconds = (time.perf_counter() - began) / len(rows)
-            for i, ids in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist()):
-                stop = next((n for n, t in enumerate(ids) if t in ends), None)
-                answers[i] = {
-                    "answer": tokenizer.decode(
-                        ids[:stop], skip_special_tokens=True
-                    ).strip(),
-                    "tokens": len(ids) if stop is None else stop + 1,
-                    "seconds": round(seconds, 4),
-                    "hit_cap": stop is None,
-                }
-            bar.update(len(rows))
+    answers: list[dict] = [{} for _ in conversations]
+    for batch in answer_batches(
+        model,
+        tokenizer,
+        conversations,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    ):
+        for place, answer in batch.items():
+            answers[place] = answer
     return answers
 
 
@@ -99,7 +154,7 @@ def stream_answer(
         prompt_text(tokenizer, messages), add_special_tokens=False, return_tensors="pt"
     ).to(model.device)
     streamer = TextIteratorStreamer(
-        tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=120
+        tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=SILENCE_S
     )
     stopped = Event()
     failure: list[Exception] = []
@@ -139,6 +194,11 @@ def stream_answer(
         for piece in streamer:
             text += piece
             yield text.strip()
+    except Empty as error:
+        raise RuntimeError(
+            f"the answer broke off: no word for {SILENCE_S} s, the machine is too busy "
+            "or the conversation too long"
+        ) from error
     finally:
         stopped.set()
         thread.join()

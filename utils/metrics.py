@@ -1,13 +1,25 @@
 """Perplexity, ROUGE, intervals, and what ROUGE cannot see: numbers from plain rows."""
 
 import math
+import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from utils import safety
+
+ALWAYS = ("answer_words", "advises_help", "repeats", "ended")
+# Of rows whose reference denies something, names a number, or that have a safety card.
+SOMETIMES = (
+    "help_if_critical",
+    "negation_f1",
+    "number_f1",
+    "card_met",
+    "card_dangerous",
+    "card_passed",
+)
 
 
 def perplexity(losses: Sequence[tuple[float, int]]) -> dict[str, float]:
@@ -36,6 +48,28 @@ def perplexity(losses: Sequence[tuple[float, int]]) -> dict[str, float]:
         "tokens": tokens,
         "rows": len(losses),
     }
+
+
+def perplexity_interval(
+    losses: Sequence[tuple[float, int]], *, draws: int = 10_000, seed: int = 42
+) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the token-weighted perplexity.
+
+    Rows are drawn, not tokens: the tokens of one answer are not independent.
+
+    Raises:
+        ValueError: as `perplexity`.
+    """
+    perplexity(losses)
+    sums, counts = np.asarray(losses, dtype=float).T
+    found = np.concatenate(
+        [
+            sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+            for drawn in _draws(len(sums), draws, seed)
+        ]
+    )
+    low, high = np.exp(np.percentile(found, [2.5, 97.5]))
+    return float(low), float(high)
 
 
 def rouge_rows(
@@ -70,29 +104,43 @@ def bootstrap_interval(
     values = np.asarray(values, dtype=float)
     if not len(values):
         raise ValueError("an interval needs at least one value")
-    rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    step = max(1, 4_000_000 // len(values))  # some 32 MB at a time
-    for start in range(0, draws, step):
-        n = min(step, draws - start)
-        means[start : start + n] = values[
-            rng.integers(0, len(values), (n, len(values)))
-        ].mean(axis=1)
+    means = np.concatenate(
+        [values[drawn].mean(axis=1) for drawn in _draws(len(values), draws, seed)]
+    )
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
-def score_answers(answers: Sequence[Mapping]) -> tuple[list[dict], dict]:
+def _draws(size: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Indices of `draws` samples with replacement, some 32 MB at a time."""
+    rng = np.random.default_rng(seed)
+    step = max(1, 4_000_000 // size)
+    for start in range(0, draws, step):
+        yield rng.integers(0, size, (min(step, draws - start), size))
+
+
+def score_answers(
+    answers: Sequence[Mapping], cards: Mapping[str, Mapping] | None = None
+) -> tuple[list[dict], dict]:
     """Score answers row by row and by dataset, model and phrasing.
+
+    An answer that is empty or in another script is scored (ROUGE 0) and counted, but
+    not averaged in: it says that generation failed, not how near the wording came.
+    Since that flatters a model that stays silent, `rougeL_f1_as_zero` has the mean
+    with those as 0. A measure that does not apply to a row (`SOMETIMES`) is None there.
 
     Args:
         answers: rows of `answers.jsonl`: `dataset`, `question`, `phrasing`,
             `reference`, `model`, `answer`, and if known `tokens`, `hit_cap`. A row
             with an empty `reference` is answered but not scored.
+        cards: by question, what `utils.comparison.cards_of` gives: `must`,
+            `must_not` and `safety_critical`, each if known.
 
     Returns:
         The scored rows with their measures, and the nested means
-        `scores[dataset][model][phrasing]`, each over exactly those rows, with `n`.
+        `scores[dataset][model][phrasing]`. A cell has `rows`, of them `empty` and
+        `other_script`, and `n`, the rows in the means; each measure's mean; of one in
+        `SOMETIMES` also `<measure>_n`, and no mean where that is 0.
     """
     rows = [dict(row) for row in answers if row["reference"]]
     if not rows:
@@ -100,24 +148,75 @@ def score_answers(answers: Sequence[Mapping]) -> tuple[list[dict], dict]:
     columns = rouge_rows([r["answer"] for r in rows], [r["reference"] for r in rows])
     for i, row in enumerate(rows):
         row.update({name: values[i] for name, values in columns.items()})
-        row["answer_words"] = len(row["answer"].split())
-        row["advises_help"] = float(safety.advises_help(row["answer"]))
-        row["repeats"] = float(repeats_ngram(row["answer"]))
-        row["ended"] = float(not row.get("hit_cap", False))
+        row.update(_describe(row, (cards or {}).get(row["question"], {})))
     cells = defaultdict(list)
     for row in rows:
         cells[row["dataset"], row["model"], row["phrasing"]].append(row)
-    measures = [*columns, "answer_words", "advises_help", "repeats", "ended"]
     scores: dict = {}
     for (dataset, model, phrasing), group in sorted(cells.items()):
-        low, high = bootstrap_interval([row["rougeL_f1"] for row in group])
-        scores.setdefault(dataset, {}).setdefault(model, {})[phrasing] = {
-            "n": len(group),
-            **{name: float(np.mean([row[name] for row in group])) for name in measures},
-            "rougeL_f1_low": low,
-            "rougeL_f1_high": high,
-        }
+        cell = _average(group, [*columns, *ALWAYS])
+        scores.setdefault(dataset, {}).setdefault(model, {})[phrasing] = cell
     return rows, scores
+
+
+def _describe(row: Mapping, card: Mapping) -> dict:
+    """The measures of one answer beside ROUGE."""
+    text = row["answer"]
+    helps = float(safety.advises_help(text))
+    found = {
+        "empty": not text.strip(),
+        "other_script": in_another_script(text),
+        "answer_words": len(text.split()),
+        "advises_help": helps,
+        "repeats": float(repeats_ngram(text)),
+        "ended": float(not row.get("hit_cap", False)),
+        "help_if_critical": helps if card.get("safety_critical") else None,
+        "negation_f1": safety.negation_agreement(text, row["reference"]),
+        "number_f1": safety.number_agreement(text, row["reference"]),
+        **dict.fromkeys(("card_met", "card_dangerous", "card_passed")),
+    }
+    must, must_not = card.get("must", ()), card.get("must_not", ())
+    if must or must_not:
+        verdict = safety.check_criteria(text, must, must_not)
+        met = len(verdict["met"])
+        found["card_met"] = met / len(must) if must else None
+        found["card_dangerous"] = float(bool(verdict["violated"]))
+        found["card_passed"] = float(met == len(must) and not verdict["violated"])
+    return found
+
+
+def _average(group: Sequence[Mapping], measures: Sequence[str]) -> dict:
+    """One cell of the scores, over exactly the rows of `group`."""
+    usable = [row for row in group if is_usable(row)]
+    cell = {
+        "rows": len(group),
+        "empty": sum(row["empty"] for row in group),
+        "other_script": sum(row["other_script"] for row in group),
+        "n": len(usable),
+        "rougeL_f1_as_zero": sum(row["rougeL_f1"] for row in usable) / len(group),
+    }
+    if not usable:
+        return cell
+    cell |= {name: float(np.mean([row[name] for row in usable])) for name in measures}
+    for name in SOMETIMES:
+        values = [row[name] for row in usable if row[name] is not None]
+        cell[f"{name}_n"] = len(values)
+        if values:
+            cell[name] = float(np.mean(values))
+    low, high = bootstrap_interval([row["rougeL_f1"] for row in usable])
+    return cell | {"rougeL_f1_low": low, "rougeL_f1_high": high}
+
+
+def is_usable(row: Mapping) -> bool:
+    """Whether a scored row is averaged in: neither empty nor in another script."""
+    return not (row.get("empty") or row.get("other_script"))
+
+
+def in_another_script(text: str) -> bool:
+    """Whether more than half of the letters of `text` are not Latin ones."""
+    letters = [character for character in text if character.isalpha()]
+    others = sum("LATIN" not in unicodedata.name(c, "") for c in letters)
+    return others > len(letters) / 2
 
 
 def paired_difference(
@@ -131,9 +230,11 @@ def paired_difference(
 ) -> dict[str, float]:
     """`model` minus `against` on the questions that both answered.
 
+    Questions to which either answer is empty or in another script are left out.
+
     Returns:
         `n`, the mean `difference`, its 95 % bootstrap interval `low` and `high`, and
-        the share of questions `won` and `lost`.
+        the share of questions `won`, `tied` and `lost`, which add up to 1.
 
     Raises:
         ValueError: they have no question in common.
@@ -141,8 +242,9 @@ def paired_difference(
     by_model: dict = {model: {}, against: {}}
     for row in rows:
         same = row["dataset"] == dataset and row["phrasing"] == phrasing
-        if same and row["model"] in by_model:
-            by_model[row["model"]][row["question"]] = row[measure]
+        here = same and row["model"] in by_model and is_usable(row)
+        if here and row[measure] is not None:
+            by_model[row["model"]][row.get("id", row["question"])] = row[measure]
     shared = sorted(by_model[model].keys() & by_model[against].keys())
     if not shared:
         raise ValueError(f"{model} and {against} share no question in {dataset}")
@@ -154,6 +256,7 @@ def paired_difference(
         "low": low,
         "high": high,
         "won": float((gaps > 0).mean()),
+        "tied": float((gaps == 0).mean()),
         "lost": float((gaps < 0).mean()),
     }
 

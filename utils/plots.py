@@ -12,6 +12,13 @@ from utils.config import MODELS, Settings, display_path
 
 REFERENCE = "#009E73"  # the published T4 curves: a colour that no model has
 SPLIT_COLOURS = {"train": "#56B4E9", "validation": "#E69F00", "test": "#CC79A7"}
+PUBLISHED_EVALUATION = {
+    "color": "#333333",
+    "linestyle": "--",
+    "marker": "D",
+    "markersize": 4,
+    "linewidth": 1,
+}
 WINDOW = 9  # steps of the moving average
 
 
@@ -139,23 +146,14 @@ def _mark_epochs(axis, steps: Sequence[Mapping]) -> None:
 def _published_column(axes, published: Mapping) -> None:
     """The original's curves on a T4: evaluation of all text, training of answers."""
     top, bottom = axes
+    _published_loss(top, published)
     training = published.get("train", {}).get("step_loss")
-    style = {"color": REFERENCE, "linewidth": 2}
     if training:
         x, loss = np.array(training).T
-        top.plot(x, loss, color=REFERENCE, alpha=0.25, linewidth=1)
-        top.plot(x, moving_average(loss), label="training: answer tokens", **style)
-        bottom.plot(x, moving_average(np.exp(loss)), **style)
+        smooth = moving_average(np.exp(loss))
+        bottom.plot(x, smooth, color=REFERENCE, linewidth=2)
     at, loss = published["eval"]["steps"], np.array(published["eval"]["loss"])
-    marks = {
-        "color": "#333333",
-        "linestyle": "--",
-        "marker": "D",
-        "markersize": 4,
-        "linewidth": 1,
-    }
-    top.plot(at, loss, label="evaluation: the whole chat text", **marks)
-    bottom.plot(at, np.exp(loss), **marks)
+    bottom.plot(at, np.exp(loss), **PUBLISHED_EVALUATION)
     top.set_title("Published: Llama 3.2 1B Instruct, Tesla T4")
     top.set_ylabel("loss (nats per token)")
     bottom.set_ylabel("perplexity")
@@ -294,72 +292,58 @@ def baseline_bars(baselines: Mapping[str, Mapping], title: str) -> Figure:
     return figure
 
 
-def rouge_bars(scores: Mapping[str, Mapping], title: str, dataset: str) -> Figure:
-    """ROUGE-1, 2 and L of the models on one data set, with ROUGE-L's interval.
+def whole_text_curves(
+    evaluations: Sequence[Mapping], published: Mapping, model: str, title: str
+) -> Figure:
+    """The original's measure of a run beside the answers-only one, and the original's.
 
     Args:
-        scores: `scores[model]["original"]` as `utils.metrics.score_answers` gives it.
+        evaluations: rows with `step`, `eval_nll` and `eval_whole_text` (nats).
+        published: a run of `data/published/t4_runs.json`.
+        model: key of `utils.config.MODELS`.
         title: the finding.
-        dataset: what the questions are, for the axis.
     """
-    measures = {"ROUGE-1": "rouge1_f1", "ROUGE-2": "rouge2_f1", "ROUGE-L": "rougeL_f1"}
-    models = [key for key in MODELS if key in scores]
-    figure, axis = plt.subplots(figsize=(8, 4))
-    width = 0.8 / len(models)
-    for place, key in enumerate(models):
-        look, cell = MODELS[key], scores[key]["original"]
-        heights = [cell[m] for m in measures.values()]
-        x = np.arange(len(measures)) + (place - (len(models) - 1) / 2) * width
-        bars = axis.bar(
-            x,
-            heights,
-            width * 0.92,
+    look = MODELS[model]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11.2, 3.8))
+    at = [row["step"] for row in evaluations]
+    for key, label, style in (
+        ("eval_whole_text", "the whole chat text, mean of rows' means", "--"),
+        ("eval_nll", "answer tokens only", "-"),
+    ):
+        left.plot(
+            at,
+            [row[key] for row in evaluations],
             color=look.colour,
-            hatch=look.hatch,
-            edgecolor="white",
-            label=f"{look.label} (n = {cell['n']})",
+            linestyle=style,
+            marker="D" if style == "--" else look.marker,
+            markersize=4,
+            label=label,
         )
-        axis.bar_label(bars, [f"{h:.3f}" for h in heights], padding=8, fontsize=8)
-        low, high = cell["rougeL_f1_low"], cell["rougeL_f1_high"]
-        axis.errorbar(
-            x[2],
-            heights[2],
-            [[heights[2] - low], [high - heights[2]]],
-            color="black",
-            capsize=4,
-        )
-    axis.set_xticks(range(len(measures)), measures)
-    axis.set_ylabel("F1, stemmed (0 to 1)")
-    axis.set_xlabel(f"{dataset}; bar on ROUGE-L: 95 % bootstrap interval")
-    axis.set_ylim(0, max(0.4, axis.get_ylim()[1] * 1.15))
-    axis.set_title(title, fontweight="bold")
-    axis.legend(loc="upper right")
-    axis.grid(axis="x", visible=False)
+    left.set_title(f"{look.label}: this run, held-out rows")
+    _published_loss(right, published)
+    right.set_title("Published: Llama 3.2 1B Instruct, Tesla T4")
+    for axis in (left, right):
+        axis.set_xlabel("optimizer step")
+        axis.set_ylabel("loss (nats per token)")
+        axis.set_ylim(bottom=0)
+        axis.legend(loc="lower left")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     figure.tight_layout()
     return figure
 
 
-def perplexity_heatmap(matrix: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Perplexity of each model (rows) on each test set (columns); lower is better."""
-    models = [key for key in MODELS if key in matrix]
-    sets = list(matrix[models[0]])
-    values = np.array([[matrix[m][s] for s in sets] for m in models])
-    figure, axis = plt.subplots(figsize=(6.4, 3.2))
-    sns.heatmap(
-        values / values[0],
-        annot=np.array([[f"{v:,.1f}" for v in row] for row in values]),
-        fmt="",
-        cmap="vlag",
-        center=1.0,
-        vmin=0,
-        vmax=2,
-        xticklabels=sets,
-        yticklabels=[MODELS[m].label for m in models],
-        cbar_kws={"label": "relative to the base"},
-        linewidths=2,
-        ax=axis,
-    )
-    axis.set_title(title, fontweight="bold")
-    axis.tick_params(axis="y", rotation=0)
-    figure.tight_layout()
-    return figure
+def _published_loss(axis, published: Mapping) -> None:
+    """The original's loss on a T4: training on answers, evaluation on all text."""
+    training = published.get("train", {}).get("step_loss")
+    if training:
+        x, loss = np.array(training).T
+        axis.plot(x, loss, color=REFERENCE, alpha=0.25, linewidth=1)
+        axis.plot(
+            x,
+            moving_average(loss),
+            color=REFERENCE,
+            linewidth=2,
+            label="training: answer tokens",
+        )
+    at, loss = published["eval"]["steps"], published["eval"]["loss"]
+    axis.plot(at, loss, label="evaluation: the whole chat text", **PUBLISHED_EVALUATION)

@@ -65,7 +65,9 @@ def read_lines(path: Path) -> list[dict]:
             f"{display_path(path)} is not there yet; run notebook {maker} first."
         )
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    text = path.read_text("utf-8").removesuffix("\n")
+    # Not `splitlines`, which would also cut at characters that an answer may hold.
+    for number, line in enumerate(text.split("\n") if text else [], start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
