@@ -8,6 +8,10 @@ import gzip
 import os
 from pathlib import Path
 
+# A test that reaches for the Hub fails at once instead of waiting for a network; the
+# libraries read this when they are imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import pytest
 import torch
 import trl
@@ -16,9 +20,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from utils.config import load_settings
 from utils.pocket import CHAT_TEMPLATE, SPECIAL
-
-# A test that reaches for the Hub fails at once instead of waiting for a network.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SENTENCES = (
     "You are a certified first aid assistant.",

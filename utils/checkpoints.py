@@ -62,23 +62,24 @@ def _sync(path: Path) -> None:
 
 
 def complete(folder: Path) -> dict[int, Path]:
-    """The complete checkpoints in `folder` by step, in order; others are named."""
-    found = {}
-    for path in folder.glob("checkpoint-*"):
-        if (path / MARKER).is_file():
-            found[int(path.name.split("-")[1])] = path
-        else:
-            print(f"{display_path(path)} is not complete and left aside.")
+    """The complete checkpoints in `folder` by step, in order."""
+    found = {
+        int(path.name.split("-")[1]): path
+        for path in folder.glob("checkpoint-*")
+        if (path / MARKER).is_file()
+    }
     return dict(sorted(found.items()))
 
 
 def latest(folder: Path, identity: Mapping) -> tuple[int, Path] | None:
-    """The last complete checkpoint of this very run, or None.
+    """The last complete checkpoint of this very run, or None; others are named.
 
     Raises:
         ValueError: the folder holds checkpoints of another run. Nothing is changed.
     """
     checkpoints = complete(folder)
+    for path in sorted({*folder.glob("checkpoint-*")} - {*checkpoints.values()}):
+        print(f"{display_path(path)} is not complete and left aside.")
     if not checkpoints:
         return None
     step, path = list(checkpoints.items())[-1]
@@ -112,8 +113,11 @@ def prune(folder: Path) -> None:
         if (nll := read_marker(path).get("eval_nll")) is not None
     }
     best = min(scored, key=scored.get) if scored else None
+    aside = staging_folder(folder)
     for step, path in list(checkpoints.items())[:-KEPT_LAST]:
         if step != best:
-            # The mark goes first: half a deletion must not look complete.
-            (path / MARKER).unlink()
-            shutil.rmtree(path)
+            # Out of sight first: half a deletion must not look complete, and what a
+            # kill leaves of it there goes with the next checkpoint.
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / path.name)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -46,7 +46,8 @@ def write_job(settings: Settings, job: training.Job) -> Path:
             "name": job.name,
             "data_fingerprint": job.data_fingerprint,
             "lora": lora,
-            "sft": json.loads(json.dumps(sft, default=str)),
+            # Accelerate's part of it is an object, which a string could not stand for.
+            "sft": json.loads(json.dumps(sft, default=lambda value: value.to_dict())),
         },
     )
     return folder

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 
 from utils import prompts, results
@@ -73,7 +72,6 @@ def adapter_card(
     name = info["adapter"]
     title = adapter_name(settings, name)
     pocket = "pocket" in title
-    own_data = "samples" in info[f"{name}_dataset"]
     knobs = "\n".join(f"| {k} | {v} |" for k, v in info["hyperparameters"].items())
     curve = "\n".join(
         f"| {row['step']:,} | {row['eval_nll']:.4f} | {row['eval_perplexity']:,.2f} |"
@@ -87,7 +85,7 @@ def adapter_card(
         "language: en",
         "tags: [lora, first-aid]" if name == "first_aid" else "tags: [lora]",
     ]
-    if not own_data:
+    if info[f"{name}_dataset"] == DATASETS[name]:  # not with data of one's own
         front.append(f"datasets: [{DATASETS[name]}]")
     licence = (
         "The base is this project's pocket Llama, not Llama 3.2 1B."
@@ -139,16 +137,21 @@ and perplexity do not see a wrong instruction. No clinician has examined the ans
 
 
 def _scores(settings: Settings, name: str) -> str:
-    """A line on ROUGE-L and perplexity if notebook 05 has left scores."""
+    """A line on ROUGE-L if notebook 05 has left scores."""
     file = settings.run_dir / "scores.json"
     if not file.is_file():
         return (
             "Not measured yet: notebook 05 measures them and renders this card again."
         )
-    rouge = results.read_json(file).get("rouge", {}).get(name)
-    if not rouge:
+    arms = results.read_json(file).get("first_aid", {})
+    cell = arms.get(name, {}).get("original")
+    if not cell:
         return "Not measured for this adapter."
-    return f"ROUGE-L F1 {rouge['rougeL']['mean']:.3f}, on the first-aid test questions."
+    mean, low, high = (cell[f"rougeL_f1{part}"] for part in ("", "_low", "_high"))
+    return (
+        f"ROUGE-L F1 {mean:.3f} (95 % interval {low:.3f} to {high:.3f}) on "
+        f"{cell['n']} held-out first-aid questions."
+    )
 
 
 def merge(settings: Settings, name: str, folder: Path) -> Path:
@@ -214,7 +217,7 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
 
     Raises:
         ValueError: the name does not begin with Llama, or has no owner.
-        RuntimeError: no token, or the Hub refused; the message says why.
+        RuntimeError: no network, no token, or the Hub refused; the message says why.
     """
     owner, _, name = repository.partition("/")
     if not owner or not name.startswith("Llama"):
@@ -226,10 +229,11 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         return str(api.upload_folder(folder_path=folder, repo_id=repository))
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the Hub's own, and those of httpx or httpx2 as well
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RuntimeError(
-            f"{repository} was not uploaded: {str(error).strip().splitlines()[0]}. It "
-            "takes a token with write access in HF_TOKEN; the folder "
+            f"{repository} was not uploaded: {reason}. It takes a network, and a token "
+            "with write access in HF_TOKEN; the folder "
             f"{display_path(folder)} is complete and can be uploaded later"
         ) from error
 

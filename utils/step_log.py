@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from utils.config import display_path
 from utils.results import append_line, read_lines, split_log, write_lines
 
 EVALUATED = ("eval_nll", "eval_perplexity", "eval_whole_text")
@@ -46,7 +47,7 @@ class StepLog(TrainerCallback):
         time_now = time.perf_counter()
         if "eval_nll" in logs:
             row = {"step": state.global_step, "epoch": round(state.epoch or 0, 4)}
-            append_line(self.path, row | {key: logs[key] for key in EVALUATED})
+            self._append(row | {key: logs[key] for key in EVALUATED})
             self.last = time_now  # an evaluation is not training time
             return
         if "loss" not in logs:
@@ -72,13 +73,23 @@ class StepLog(TrainerCallback):
             "memory_gb": round(peak_memory_gb(), 3),
             "elapsed_s": round(self.earlier + time_now - self.began, 3),
         }
-        append_line(self.path, row)
+        self._append(row)
         self.bar.update(state.global_step - self.bar.n)
         self.bar.set_postfix(
             loss=f"{row['loss']:.3f}",
             tokens_s=f"{row['tokens_per_second']:.0f}",
             memory=f"{row['memory_gb']:.1f} GB",
         )
+
+    def _append(self, row: Mapping) -> None:
+        try:
+            append_line(self.path, row)
+        except OSError as error:
+            raise OSError(
+                f"step {row['step']} could not be written to "
+                f"{display_path(self.path)} ({error.strerror}); the last checkpoint "
+                "stays. Make room, and run the cell again: it goes on from there"
+            ) from error
 
     def on_train_end(self, args, state, control, **kwargs):
         self.close()

@@ -4,8 +4,10 @@
 makes the micro-batch smaller when memory is short, and returns the tuned model.
 """
 
+import math
 import os
 import random
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.utils.data import Sampler
 from transformers import (
     PrinterCallback,
@@ -24,6 +27,7 @@ from transformers.utils.notebook import NotebookProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from utils import checkpoints, step_log
+from utils.answer_loss import add_answer_loss
 from utils.config import Settings, display_path
 from utils.generation import token_nll
 from utils.metrics import perplexity
@@ -147,11 +151,13 @@ class LoggedTrainer(SFTTrainer):
         for parameter in self.model.parameters():
             if parameter.requires_grad:  # TRL makes them bfloat16 on a 4-bit base,
                 parameter.data = parameter.data.float()  # which fp16 cannot scale
+        add_answer_loss(self.model.get_base_model())
         self.evaluation_rows = evaluation_rows
         self.identity = dict(identity or {})
         self.folder = Path(self.args.output_dir)
         self._staging = False
         self._scores: dict[str, float] = {}
+        self._scored_at = -1
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             self.remove_callback(callback)
         self.log_lines = step_log.StepLog(log_path)
@@ -169,6 +175,20 @@ class LoggedTrainer(SFTTrainer):
             self.args.seed,
         )
         return self.sampler
+
+    def compute_loss(
+        self, model, inputs, return_outputs=False, num_items_in_batch=None
+    ) -> torch.Tensor:
+        """Summed loss of the answer tokens, over the number in the whole step."""
+        total = model(**inputs, use_cache=False, answer_loss=True)
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED).sum()
+        # The number counts every process's tokens, and their gradients are averaged.
+        loss = total / num_items_in_batch * self.accelerator.num_processes
+        tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum())
+        self._total_train_tokens += tokens.sum().item()
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
 
     # --- evaluation ----------------------------------------------------------------
 
@@ -199,6 +219,7 @@ class LoggedTrainer(SFTTrainer):
             "eval_perplexity": found["perplexity"],
             "eval_whole_text": means / rows,
         }
+        self._scored_at = self.state.global_step
         self.log(dict(self._scores))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, self._scores
@@ -222,18 +243,25 @@ class LoggedTrainer(SFTTrainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                marker = {"identity": self.identity, **self._scores}
+                scores = self._scores if self._scored_at == step else {}
+                marker = {"identity": self.identity, **scores}
                 checkpoints.publish(self.folder, step, marker)
                 checkpoints.prune(self.folder)
-        except OSError as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # A full disk is an OSError to Python, a SafetensorError to safetensors, a
+            # RuntimeError to torch.save and a bare Exception to the tokenizer.
+            free = shutil.disk_usage(self.folder).free / 1e6
+            shutil.rmtree(checkpoints.staging_folder(self.folder), ignore_errors=True)
             done = list(checkpoints.complete(self.folder))
             kept = f"that of step {done[-1]} stays" if done else "there is none yet"
+            reason = getattr(error, "strerror", None) or error
             raise OSError(
-                error.errno,
                 f"the checkpoint of step {step} could not be written to "
-                f"{display_path(self.folder)} ({error.strerror or error}); {kept}. "
+                f"{display_path(self.folder)} ({reason}; {free:,.1f} MB free); {kept}. "
                 "Make room, or set RUN_DIR to another place, and run the cell again: "
-                "it goes on from there",
+                "it goes on from there"
             ) from error
         finally:
             self._staging = False
@@ -316,11 +344,15 @@ def fine_tune(
     log_path = training_log(settings, job.name)
     _check_writable(folder)
     identity = identity_of(settings, job, base_fingerprint(settings, base))
-    micro = job.effective_batch // world
-    micro = min(micro, job.sft.per_device_train_batch_size)
+    share = job.effective_batch // world  # rows of a step that this process takes
+    micro = micro_batch(share, job.sft.per_device_train_batch_size)
     recompute = job.sft.gradient_checkpointing
     while True:
         found = checkpoints.latest(folder, identity)
+        _take_adapters_off(base)
+        if found and found[0] == total_steps(job):
+            print(f"This run is finished: step {found[0]}, {display_path(found[1])}.")
+            return PeftModel.from_pretrained(base, found[1], is_trainable=True).eval()
         if not _is_first_process():
             pass
         elif found:
@@ -331,9 +363,12 @@ def fine_tune(
         args = replace_arguments(
             job.sft,
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=job.effective_batch // world // micro,
+            gradient_accumulation_steps=share // micro,
             **dict.fromkeys(_recompute_names(job.sft), recompute),
             eval_on_start=job.sft.eval_on_start and not found,
+            # The sampler gives whole steps. Told so, Accelerate takes none of the last
+            # one's rows for padding, whose tokens several processes would not count.
+            dataloader_drop_last=len(job.train) >= job.effective_batch,
         )
         set_seed(job.sft.seed)  # the adapter's first weights are drawn here
         trainer = LoggedTrainer(
@@ -347,10 +382,6 @@ def fine_tune(
             identity=identity,
             callbacks=list(callbacks),
         )
-        if found and found[0] == total_steps(job):
-            print(f"This run is finished: step {found[0]}, {display_path(found[1])}.")
-            trainer._load_from_checkpoint(str(found[1]))
-            return trainer.model.eval()
         if found:
             print(f"Going on after step {found[0]}, from {display_path(found[1])}.")
         try:
@@ -360,12 +391,21 @@ def fine_tune(
             trainer.log_lines.close()
             if micro == 1 and recompute:
                 raise
+            if world > 1:  # within the step the others wait for this process for ever
+                half = micro_batch(share, max(1, micro // 2))
+                print(
+                    f"Out of memory in one of {world} processes. Set per_device_train_"
+                    f"batch_size={half} and gradient_accumulation_steps="
+                    f"{job.effective_batch // half}, or gradient_checkpointing=True; "
+                    "then run the cell again."
+                )
+                raise
             if micro > 1:
-                micro = smaller_micro_batch(job.effective_batch // world, micro)
+                micro = micro_batch(share, micro // 2)
                 print(
                     f"Out of memory ({str(error).splitlines()[0][:80]}). Micro-batch "
-                    f"{micro} now, {job.effective_batch // world // micro} of them a "
-                    f"step; the effective batch stays {job.effective_batch}."
+                    f"{micro} now, {share // micro} of them a step; the effective "
+                    f"batch stays {job.effective_batch}."
                 )
             else:
                 recompute = True
@@ -376,15 +416,14 @@ def fine_tune(
             where = f"after step {done[-1]}" if done else "at step 0"
             print(f"Stopped. Run the cell again, and it goes on {where}.")
             raise
-        base = trainer.model.unload()
         del trainer
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def smaller_micro_batch(share: int, micro: int) -> int:
-    """The largest divisor of a process's `share` of a step that is half at most."""
-    return next(size for size in range(micro // 2, 0, -1) if share % size == 0)
+def micro_batch(share: int, limit: int) -> int:
+    """The largest divisor of a process's `share` of a step that is `limit` at most."""
+    return next(size for size in range(limit, 0, -1) if share % size == 0)
 
 
 def total_steps(job: Job) -> int:
@@ -392,7 +431,7 @@ def total_steps(job: Job) -> int:
     if job.sft.max_steps > 0:
         return job.sft.max_steps
     per_epoch = max(1, len(job.train) // job.effective_batch)
-    return int(per_epoch * job.sft.num_train_epochs)
+    return math.ceil(per_epoch * job.sft.num_train_epochs)
 
 
 def replace_arguments(sft: SFTConfig, **changes) -> SFTConfig:
@@ -413,6 +452,20 @@ def _recompute_names(sft: SFTConfig) -> list[str]:
     """The switch has one name in older Transformers and two in newer ones."""
     known = ("gradient_checkpointing", "activation_checkpointing")
     return [name for name in known if name in sft.__dataclass_fields__]
+
+
+def _take_adapters_off(base) -> None:
+    """Undo what an earlier call in this kernel did to `base`, an interrupted one too.
+
+    PEFT puts its layers into the base itself; those of other modules than the new
+    adapter's would stay there, trained and active.
+    """
+    for name, layer in list(base.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            base.set_submodule(name, layer.get_base_layer())
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    vars(base).pop("forward", None)  # a trainer's own
 
 
 def _is_first_process() -> bool:
@@ -438,7 +491,7 @@ def _check_writable(folder: Path) -> None:
     """Fail before the training, not at its first checkpoint."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
+        probe = folder / f".probe-{os.getpid()}"  # several processes look at once
         probe.write_text("")
         probe.unlink()
     except OSError as error:
