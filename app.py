@@ -2,14 +2,12 @@
 
 import sys
 
-import gradio as gr
-
-from utils.chat import CSS, build_chat
-from utils.config import load_settings
+from utils.chat import launch_options
+from utils.space import open_chat
 
 if __name__ == "__main__":
     try:
-        demo = build_chat(load_settings())
+        demo = open_chat()
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"chat: {error}")
-    demo.launch(share=False, css=CSS, theme=gr.themes.Soft())
+    demo.queue(max_size=64).launch(**launch_options())

@@ -63,7 +63,8 @@ def test_the_readme_is_safe_to_read(card):
     text = " ".join(README.read_text("utf-8").replace(">", " ").split())
     assert "Not medical advice" in text
     unfinished = "TO" + "DO"  # split, so that a search for the mark passes this file
-    assert unfinished not in text and "hf_" not in text
+    assert unfinished not in text
+    assert not re.search(r"hf_[A-Za-z0-9]{8,}", text)  # a token
     assert not re.search(r"(?<![\w.])/(?:root|home|tmp|work)/", text)
 
 

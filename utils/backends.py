@@ -1,13 +1,19 @@
-"""Where the chat's answers come from: here, from one base with two adapters."""
+"""Where the chat's answers come from: here, from one base with two adapters.
+
+`utils.remote` has the other back end, with the same `stream`.
+"""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import Protocol
 
 from utils.config import Settings
 from utils.generation import stream_answer
 from utils.models import load_three_models, use_model
+
+LOOK_UP_S = 0.25  # how often a waiting answer looks whether it was stopped meanwhile
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,41 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Progress:
-    """An answer so far, its tokens, and the seconds to the first one and in all."""
+    """An answer so far, its tokens, and the seconds to the first one and in all.
+
+    `note` says what an answer without text waits for.
+    """
 
     text: str
     tokens: int
     first_token_s: float
     seconds: float
+    note: str = ""
+
+
+class Backend(Protocol):
+    """What the chat needs of whatever answers.
+
+    `at_once` is how many answers may grow at a time; `about` says in a few words what
+    answers.
+    """
+
+    at_once: int
+    about: str
+
+    def stream(
+        self,
+        key: str,
+        messages: Sequence[Mapping],
+        sampling: Sampling,
+        token: str | None = None,
+    ) -> Iterator[Progress]:
+        """Yield the growing answer of model `key`; closing the iterator stops it.
+
+        Raises:
+            RuntimeError: the answer broke off; the message says why and what to do.
+        """
+        ...
 
 
 class LocalBackend:
@@ -37,15 +72,46 @@ class LocalBackend:
     get each other's adapter.
     """
 
-    def __init__(self, settings: Settings):
-        self.model, self.tokenizer = load_three_models(settings)
+    at_once = 1
+
+    def __init__(self, settings: Settings, *, load: bool = True):
+        """Load the three models now, or with `load=False` for the first question."""
+        self.settings = settings
+        self.about = f"this machine ({settings.profile} profile)"
         self.lock = Lock()
+        self.model = self.tokenizer = None
+        if load:
+            self._load()
+
+    def _load(self) -> None:
+        if self.model is None:
+            self.model, self.tokenizer = load_three_models(self.settings)
 
     def stream(
+        self,
+        key: str,
+        messages: Sequence[Mapping],
+        sampling: Sampling,
+        token: str | None = None,
+    ) -> Iterator[Progress]:
+        """As `Backend.stream`; no token is needed here."""
+        asked = time.perf_counter()
+        while not self.lock.acquire(timeout=LOOK_UP_S):
+            # Where it yields, a stopped or closed chat can leave the queue.
+            waited = time.perf_counter() - asked
+            yield Progress("", 0, 0.0, waited, "waits for its turn")
+        try:
+            if self.model is None:
+                yield Progress("", 0, 0.0, 0.0, "loads the models")
+                self._load()
+            yield from self._generate(key, messages, sampling)
+        finally:
+            self.lock.release()
+
+    def _generate(
         self, key: str, messages: Sequence[Mapping], sampling: Sampling
     ) -> Iterator[Progress]:
-        """Yield the growing answer of model `key`; closing the iterator stops it."""
-        with self.lock, use_model(self.model, key) as model:
+        with use_model(self.model, key) as model:
             began = time.perf_counter()
             first = None
             generated = 0

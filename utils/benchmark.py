@@ -1,6 +1,6 @@
 """Measures what is claimed of speed and memory, both sides of a pair in one run.
 
-    python -m utils.benchmark [training four_bit gpu data]
+    python -m utils.benchmark [training four_bit gpu data answers chat]
 
 Writes each section to `data/runs/benchmark.json` as soon as it is measured, with the
 hardware and the day; sections measured earlier stay. `FIRST_AID_DATASET` names the rows
@@ -16,7 +16,13 @@ from pathlib import Path
 
 import torch
 
-from utils import benchmark_data, benchmark_training, results
+from utils import (
+    benchmark_answers,
+    benchmark_chat,
+    benchmark_data,
+    benchmark_training,
+    results,
+)
 from utils.config import RUNS, display_path, load_settings
 
 REPORT = RUNS / "benchmark.json"
@@ -49,6 +55,8 @@ def sections(options: argparse.Namespace) -> dict[str, Callable[[], dict | None]
         "four_bit": lambda: benchmark_training.four_bit(rows, steps),
         "gpu": lambda: gpu(rows, options),
         "data": lambda: benchmark_data.scaling(),
+        "answers": lambda: benchmark_answers.on_cpu(rows, options.questions),
+        "chat": lambda: benchmark_chat.memory(),
     }
 
 
@@ -58,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m utils.benchmark",
         description="Measure speed and memory; write data/runs/benchmark.json.",
     )
-    names = ("training", "four_bit", "gpu", "data")
+    names = ("training", "four_bit", "gpu", "data", "answers", "chat")
     parser.add_argument(
         "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(names)}"
     )
@@ -67,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--repeats", type=int, default=3, help="pairs to take a median of (3)"
+    )
+    parser.add_argument(
+        "--questions", type=int, default=128, help="to answer both ways (128)"
     )
     options = parser.parse_args(arguments)
     known = sections(options)

@@ -282,6 +282,78 @@ def load_settings(
     )
 
 
+@dataclass(frozen=True)
+class ChatSettings:
+    """Where the chat's answers come from and where its votes go; no token is shown.
+
+    `endpoint` serves the models called `model_names`; `adapters` are Hub ids or folders
+    of adapters made elsewhere. Each is empty unless the environment names it.
+    """
+
+    endpoint: str = ""
+    model_names: dict[str, str] = field(default_factory=dict)
+    adapters: dict[str, str] = field(default_factory=dict)
+    feedback_repo: str = ""
+    on_space: bool = False
+    login: bool = False
+    token: str | None = field(default=None, repr=False)
+
+
+def load_chat_settings(environ: Mapping[str, str] = os.environ) -> ChatSettings:
+    """Read what only the chat needs from the environment.
+
+    Variables, all optional: `MODEL_ENDPOINT`, `MODEL_NAMES`, `FIRST_AID_ADAPTER`,
+    `FINETOME_ADAPTER`, `FEEDBACK_REPO`, `HF_TOKEN`; a Space sets `SPACE_ID` and, with
+    `hf_oauth` in its front matter, `OAUTH_CLIENT_ID`.
+
+    Raises:
+        ValueError: a variable holds something it cannot hold.
+    """
+
+    def value(name: str) -> str:
+        return environ.get(name, "").strip()
+
+    endpoint = value("MODEL_ENDPOINT").rstrip("/").removesuffix("/v1")
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise ValueError(
+            f"MODEL_ENDPOINT={endpoint!r} is no address. Name one like "
+            "http://localhost:8000/v1."
+        )
+    names = {}
+    for pair in value("MODEL_NAMES").split(",") if value("MODEL_NAMES") else ():
+        key, _, name = (part.strip() for part in pair.partition("="))
+        if key not in MODELS or not name:
+            raise ValueError(
+                f"MODEL_NAMES: {pair!r} is no model with its name there. Write "
+                + ",".join(f"{key}=NAME" for key in MODELS)
+            )
+        names[key] = name
+    adapters = {
+        key: value(f"{key.upper()}_ADAPTER")
+        for key in ("first_aid", "finetome")
+        if value(f"{key.upper()}_ADAPTER")
+    }
+    if len(adapters) == 1:
+        (there,) = adapters
+        raise ValueError(
+            f"{there.upper()}_ADAPTER is set alone. Set both FIRST_AID_ADAPTER and "
+            "FINETOME_ADAPTER, or neither."
+        )
+    repo = value("FEEDBACK_REPO")
+    if repo and repo.count("/") != 1:
+        raise ValueError(f"FEEDBACK_REPO={repo!r} must read owner/name.")
+    on_space = bool(value("SPACE_ID"))
+    return ChatSettings(
+        endpoint=endpoint,
+        model_names=names,
+        adapters=adapters,
+        feedback_repo=repo,
+        on_space=on_space,
+        login=on_space and bool(value("OAUTH_CLIENT_ID")),
+        token=value("HF_TOKEN") or None,
+    )
+
+
 def _switch(environ: Mapping[str, str], name: str) -> bool:
     value = environ.get(name, "").strip() or "0"
     if value not in ("0", "1"):
