@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from utils import report, results, snapshot
+from utils import report, report_parts, results, snapshot
 from utils.arms import ARMS, GENERATED
 from utils.config import REPORT_QUESTIONS, load_settings
 
@@ -377,3 +377,21 @@ def test_the_readmes_images_exist_and_say_what_they_show():
     for alt, place in found:
         assert len(alt) >= 10, place
         assert (report.ROOT / place).is_file(), place
+
+
+def test_seeds_are_shown_only_for_the_very_run_they_belong_to():
+    training = {"base_fingerprint": "a", "data_fingerprint": "b", "steps": 3}
+    run = {"training_first_aid": training}
+    row = {
+        "seed": 43,
+        "validation_perplexity": {"first_aid": {"before": 900.0, "after": 120.0}},
+        "rougeL_f1": {"base": 0.1, "first_aid": 0.15},
+        "gain_over_base": {"n": 9, "difference": 0.05, "low": 0.01, "high": 0.09},
+        "ended": {"first_aid": 0.984},
+    }
+    record = {"adapters": {"first_aid": training}, "seeds": [row]}
+    shown = report_parts.seeds(record, run)
+    assert "| 43 | 900.0 → 120.0 | 0.100 → 0.150 |" in shown and "98.4%" in shown
+    other = {"training_first_aid": {**training, "steps": 4}}
+    assert "not shown" in report_parts.seeds(record, other)
+    assert "not measured" in report_parts.seeds({}, run)

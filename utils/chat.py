@@ -85,8 +85,8 @@ def _what_runs(settings: Settings) -> str:
     if settings.profile != "pocket":
         return ""
     return (
-        "This is the **pocket** profile: a model of 5 million parameters that shows "
-        "how the project works. It is not Llama 3.2 1B, and it is often wrong."
+        "This is the **pocket** profile: a model of some 4 million parameters that "
+        "shows how the project works. It is not Llama 3.2 1B, and it is often wrong."
     )
 
 

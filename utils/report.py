@@ -66,6 +66,7 @@ def _render_snapshot(folder: Path) -> list[str]:
         report_parts.training_table(run),
         report_parts.rouge_table(scores),
         report_parts.findings(comparison),
+        report_parts.seeds(_seeds(folder), run),
         report_parts.safety_table(scores, comparison.get("agreement", {})),
         report_parts.perplexity_table(comparison),
         "#### The three questions of the report",
@@ -78,6 +79,11 @@ def _render_snapshot(folder: Path) -> list[str]:
             f"{report_parts.UNKNOWN}. `make run && make report` brings it up to date.*",
         )
     return parts
+
+
+def _seeds(folder: Path) -> dict:
+    path = folder / results.SEEDS
+    return results.read_json(path) if path.is_file() else {}
 
 
 def write_readme(text: str) -> bool:

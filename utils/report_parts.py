@@ -168,6 +168,31 @@ def findings(comparison: Mapping) -> str:
     return text
 
 
+def seeds(record: Mapping, run: Mapping) -> str:
+    """What several seeds found, if they are of this very base, data and knobs."""
+    for name, theirs in record.get("adapters", {}).items():
+        if any(run[f"training_{name}"].get(key) != theirs[key] for key in theirs):
+            return "Seeds: recorded for another base, other data or knobs; not shown."
+    rows = record.get("seeds", [])
+    if not rows:
+        return "Other seeds: not measured (`make seeds`)."
+    lines = [
+        "| seed | validation perplexity, base → tuned | ROUGE-L, base → tuned | "
+        "gain (95 %) | ended by itself |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        perplexity = row["validation_perplexity"]["first_aid"]
+        rouge = row["rougeL_f1"]
+        lines.append(
+            f"| {row['seed']} | {perplexity['before']:,.1f} → "
+            f"{perplexity['after']:,.1f} | {rouge['base']:.3f} → "
+            f"{rouge['first_aid']:.3f} | {interval(row['gain_over_base'])} | "
+            f"{row['ended']['first_aid']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
 def interval(pair: Mapping) -> str:
     """A paired difference with its interval and n."""
     return (

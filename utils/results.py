@@ -185,9 +185,12 @@ def split_log(rows: Sequence[Mapping]) -> tuple[list[dict], list[dict]]:
     return steps, evaluations
 
 
+SEEDS = "seeds.json"
+
+
 def seeds_file(profile: str) -> Path:
     """Where `utils.seeds` records what several seeds found on a profile."""
-    return DATA / "results" / profile / "seeds.json"
+    return DATA / "results" / profile / SEEDS
 
 
 SAME_RUN = ("base_fingerprint", "data_fingerprint", "hyperparameters", "steps")
