@@ -12,6 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from utils.prompts import IGNORED, prompt_text
 
 SILENCE_S = 120  # a streamed answer that says nothing for so long is given up
+TOKENS_A_ROUND = 48  # after which the rows that have ended leave a batch
 POSITIONS_AT_ONCE = 512  # logits of 128,256 floats each: 0.26 GB in float32
 
 
@@ -76,29 +77,41 @@ def generate_tokens(
 ) -> list[list[int]]:
     """The greedy continuation of every prompt in `texts`, as one padded batch.
 
+    It goes in rounds, and a row that has ended leaves the batch: otherwise one long
+    answer keeps the model busy with all the short ones.
+
     Returns:
         Token ids per prompt, up to the token that ends the turn, that one included;
         `max_new_tokens` of them where none came.
     """
     ends = _end_tokens(model, tokenizer)
-    batch = tokenizer(
-        list(texts), add_special_tokens=False, padding=True, return_tensors="pt"
-    ).to(model.device)
-    with torch.inference_mode():
-        output = model.generate(
-            **batch,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    rows = output[:, batch["input_ids"].shape[1] :].tolist()
-    stops = [
-        next((n + 1 for n, t in enumerate(ids) if t in ends), None) for ids in rows
-    ]
-    return [ids[:stop] for ids, stop in zip(rows, stops)]
+    prompts = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    answers: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))
+    while going:
+        rows = [prompts[i] + answers[i] for i in going]
+        batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        left = max_new_tokens - len(answers[going[0]])
+        with torch.inference_mode():
+            output = model.generate(
+                **batch.to(model.device),
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                max_new_tokens=min(TOKENS_A_ROUND, left),
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        new = output[:, batch["input_ids"].shape[1] :].tolist()
+        for i, ids in zip(going, new):
+            stop = next((n + 1 for n, t in enumerate(ids) if t in ends), None)
+            answers[i] += ids[:stop]
+        going = [
+            i
+            for i in going
+            if answers[i][-1] not in ends and len(answers[i]) < max_new_tokens
+        ]
+    return answers
 
 
 def generate_answers(
