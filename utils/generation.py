@@ -12,7 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from utils.prompts import IGNORED, prompt_text
 
 SILENCE_S = 120  # a streamed answer that says nothing for so long is given up
-TOKENS_A_ROUND = 48  # after which the rows that have ended leave a batch
+TOKENS_A_ROUND = 80  # most answers end before; then those rows leave the batch
 POSITIONS_AT_ONCE = 512  # logits of 128,256 floats each: 0.26 GB in float32
 
 
