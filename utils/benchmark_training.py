@@ -189,10 +189,10 @@ def compare(ours: Setup, plain: Setup, repeats: int) -> dict:
     }
 
 
-def on_cpu(rows: str, steps: int, repeats: int) -> dict:
-    """The pocket Llama, micro-batch 16 on both sides, float32, nothing recomputed."""
+def _on_pocket(rows: str, steps: int) -> Setup:
+    """Our side on the pocket Llama, micro-batch 16, float32, nothing recomputed."""
     base = load_settings({"PROFILE": "pocket"}).base_model
-    ours = Setup(
+    return Setup(
         side="ours",
         base=base,
         tokenizer=base,
@@ -204,25 +204,18 @@ def on_cpu(rows: str, steps: int, repeats: int) -> dict:
         rank=32,
         rate=2e-3,
     )
+
+
+def on_cpu(rows: str, steps: int, repeats: int) -> dict:
+    """The pocket Llama, micro-batch 16 on both sides, float32, nothing recomputed."""
+    ours = _on_pocket(rows, steps)
     report = compare(ours, replace(ours, side="plain"), repeats)
     return {"what": "pocket Llama, ours against plain TRL, CPU", **report}
 
 
 def four_bit(rows: str, steps: int) -> dict:
     """Our trainer on the pocket Llama with an NF4 base, against the same in float32."""
-    base = load_settings({"PROFILE": "pocket"}).base_model
-    plain = Setup(
-        side="ours",
-        base=base,
-        tokenizer=base,
-        rows=rows,
-        run_dir="",
-        micro=16,
-        batch=16,
-        steps=steps,
-        rank=32,
-        rate=2e-3,
-    )
+    plain = _on_pocket(rows, steps)
     quantised = in_own_process(replace(plain, load_in_4bit=True))
     whole = in_own_process(plain)
     ratio = quantised["validation_nll"] / whole["validation_nll"]
