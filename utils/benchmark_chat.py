@@ -14,22 +14,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from utils.backends import LocalBackend, Sampling
-from utils.benchmark_training import LAYERS
+from utils.benchmark_training import LAYERS, LLAMA_1B
 from utils.config import load_settings
 from utils.models import ADAPTERS
 from utils.prompts import first_aid_messages
 
 RANK = 16
-SHAPE = dict(
-    vocab_size=128_256,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=16,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=64,
-    tie_word_embeddings=True,
-)
 
 
 def weight_bytes(model) -> tuple[int, int]:
@@ -47,7 +37,7 @@ def weight_bytes(model) -> tuple[int, int]:
 def one_b_shape() -> dict:
     """The bytes of three models in the 1 B's shape, in half precision."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**SHAPE)).half()
+        model = LlamaForCausalLM(LlamaConfig(**LLAMA_1B)).half()
         lora = LoraConfig(r=RANK, target_modules=list(LAYERS), task_type="CAUSAL_LM")
         first, *others = ADAPTERS
         model = get_peft_model(model, lora, adapter_name=first)

@@ -32,6 +32,16 @@ LAYERS = [
     *("q_proj", "k_proj", "v_proj", "o_proj"),
     *("gate_proj", "up_proj", "down_proj"),
 ]
+LLAMA_1B = dict(  # the shape of Llama 3.2 1B
+    vocab_size=128_256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=64,
+    tie_word_embeddings=True,
+)
 # Dense half-precision peaks from NVIDIA's data sheets, in FLOP/s.
 PEAKS = {"T4": 65e12, "A100": 312e12, "H100": 989e12, "H200": 989e12, "L4": 121e12}
 T4 = PEAKS["T4"]
@@ -231,15 +241,8 @@ def four_bit(rows: str, steps: int) -> dict:
 def write_1b_shape(folder: Path) -> Path:
     """Write a Llama of the 1 B's shape with random half-precision weights."""
     config = LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
+        **LLAMA_1B,
         max_position_embeddings=131_072,
-        tie_word_embeddings=True,
         rms_norm_eps=1e-5,
         bos_token_id=128_000,
         eos_token_id=[128_001, 128_008, 128_009],
