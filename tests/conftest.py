@@ -11,6 +11,9 @@ from pathlib import Path
 # A test that reaches for the Hub fails at once instead of waiting for a network; the
 # libraries read this when they are imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# OpenMP's threads spin while they wait for one another, so on cores that are shared
+# with somebody else two are up to ten times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

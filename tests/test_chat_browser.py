@@ -27,7 +27,7 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 SHORT = 32
-WAIT = 30_000
+WAIT = 120_000  # a busy machine may be ten times slower than a quiet one
 # What a screen reader would say of each control that can be reached.
 NAMELESS = """() => [...document.querySelectorAll("input, textarea, button, select")]
   .filter(e => e.offsetParent !== null)
@@ -126,6 +126,9 @@ def shorten(page, tokens=SHORT):
     cap = page.get_by_label("number input for Longest answer (tokens)")
     cap.fill(str(tokens))
     cap.press("Tab")
+    # Only once its twin has moved does the page know; before, it would send the old.
+    twin = page.get_by_label("range slider for Longest answer (tokens)")
+    expect(twin).to_have_value(str(tokens))
     page.get_by_role("button", name="Settings of both tabs").click()
 
 

@@ -1,68 +1,18 @@
 """Where the chat's answers come from: here, from one base with two adapters.
 
-`utils.remote` has the other back end, with the same `stream`.
+`utils.remote` and `utils.openvino_engine` have the others, with the same `stream`.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
 
 from utils.config import Settings
 from utils.generation import stream_answer
 from utils.models import load_three_models, use_model
+from utils.protocol import Backend, Progress, Sampling, wait_for_turn
 
-LOOK_UP_S = 0.25  # how often a waiting answer looks whether it was stopped meanwhile
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn; temperature 0 is greedy."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 0.95
-    seed: int = 42
-
-
-@dataclass(frozen=True)
-class Progress:
-    """An answer so far, its tokens, and the seconds to the first one and in all.
-
-    `note` says what an answer without text waits for.
-    """
-
-    text: str
-    tokens: int
-    first_token_s: float
-    seconds: float
-    note: str = ""
-
-
-class Backend(Protocol):
-    """What the chat needs of whatever answers.
-
-    `at_once` is how many answers may grow at a time; `about` says in a few words what
-    answers.
-    """
-
-    at_once: int
-    about: str
-
-    def stream(
-        self,
-        key: str,
-        messages: Sequence[Mapping],
-        sampling: Sampling,
-        token: str | None = None,
-    ) -> Iterator[Progress]:
-        """Yield the growing answer of model `key`; closing the iterator stops it.
-
-        Raises:
-            RuntimeError: the answer broke off; the message says why and what to do.
-        """
-        ...
+__all__ = ["Backend", "LocalBackend", "Progress", "Sampling"]
 
 
 class LocalBackend:
@@ -95,11 +45,7 @@ class LocalBackend:
         token: str | None = None,
     ) -> Iterator[Progress]:
         """As `Backend.stream`; no token is needed here."""
-        asked = time.perf_counter()
-        while not self.lock.acquire(timeout=LOOK_UP_S):
-            # Where it yields, a stopped or closed chat can leave the queue.
-            waited = time.perf_counter() - asked
-            yield Progress("", 0, 0.0, waited, "waits for its turn")
+        yield from wait_for_turn(self.lock)
         try:
             if self.model is None:
                 yield Progress("", 0, 0.0, 0.0, "loads the models")

@@ -8,7 +8,6 @@ from ipaddress import ip_address
 import gradio as gr
 from gradio.utils import get_space
 
-from utils.backends import Backend, Sampling
 from utils.chat_limits import (
     MAX_CHARACTERS,
     MAX_HISTORY_CHARACTERS,
@@ -18,6 +17,7 @@ from utils.chat_limits import (
     problem,
 )
 from utils.config import MODELS, Settings
+from utils.protocol import Backend, Sampling
 
 MARKERS = {"base": "●", "finetome": "■", "first_aid": "▲"}  # as in the figures
 KEPT_ANSWERS = 60  # per visitor: those that can be voted on and exported

@@ -4,8 +4,6 @@ One base is held in memory and two LoRA adapters on it: `base` is both adapters 
 `first_aid` and `finetome` is one of them on.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +14,32 @@ from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from utils.config import MODELS, POCKET, Settings, display_path, is_local, resolve
+from utils.adapters import (
+    ADAPTER_INFO,
+    ADAPTERS,
+    AdapterSource,
+    adapter_dir,
+    find_adapter,
+    read_adapter_info,
+    weights_fingerprint,
+)
+from utils.config import MODELS, Settings, display_path, is_local, resolve
 
-ADAPTERS = ("first_aid", "finetome")
-ADAPTER_INFO = "adapter_info.json"
+__all__ = [  # with what `utils.adapters` knows, for whoever loads models anyway
+    "ADAPTERS",
+    "ADAPTER_INFO",
+    "AdapterSource",
+    "Precision",
+    "adapter_dir",
+    "base_fingerprint",
+    "choose_precision",
+    "find_adapter",
+    "load_base",
+    "load_three_models",
+    "load_tokenizer",
+    "read_adapter_info",
+    "use_model",
+]
 
 
 @dataclass(frozen=True)
@@ -147,50 +167,7 @@ def base_fingerprint(settings: Settings, model) -> str:
     """
     if not is_local(settings.base_model):
         return str(getattr(model.config, "_commit_hash", None) or "unknown")
-    digest = hashlib.sha256()
-    for file in sorted(resolve(settings.base_model).glob("*.safetensors")):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def adapter_dir(settings: Settings, name: str) -> Path:
-    """Where the run keeps the adapter `name`."""
-    return settings.run_dir / "adapters" / name
-
-
-@dataclass(frozen=True)
-class AdapterSource:
-    """An adapter's folder and a sentence on where it comes from."""
-
-    path: Path
-    origin: str
-
-
-def find_adapter(settings: Settings, name: str) -> AdapterSource:
-    """The run's own adapter, or the one shipped with the pocket Llama.
-
-    Raises:
-        FileNotFoundError: there is neither; the message names the notebook to run.
-    """
-    own = adapter_dir(settings, name)
-    if (own / "adapter_model.safetensors").is_file():
-        return AdapterSource(own, f"this run's, {display_path(own)}")
-    shipped = POCKET / "adapters" / name
-    if resolve(settings.base_model) == POCKET and shipped.is_dir():
-        return AdapterSource(
-            shipped,
-            f"shipped in {display_path(shipped)}, because this run has none yet",
-        )
-    number = {
-        "first_aid": "02_fine_tune_on_first_aid",
-        "finetome": "03_fine_tune_on_finetome",
-    }
-    raise FileNotFoundError(
-        f"no adapter {name!r} in {display_path(own)}. Run "
-        f"notebooks/{number[name]}.ipynb first; it makes one."
-    )
+    return weights_fingerprint(resolve(settings.base_model))
 
 
 def load_three_models(settings: Settings, *, verbose: bool = True):
@@ -227,12 +204,6 @@ def _check_fits(path: Path, settings: Settings, fingerprint: str) -> None:
             f"({info.get('base_model')}, fingerprint {made_on}; this one has "
             f"{fingerprint}). Train it again with notebooks 02 and 03."
         )
-
-
-def read_adapter_info(path: Path) -> dict:
-    """What made an adapter: data fingerprint, base, steps, seed, hardware."""
-    file = path / ADAPTER_INFO
-    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
 
 @contextmanager

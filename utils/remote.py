@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     TextGenerationError,
 )
 
-from utils.backends import LOOK_UP_S, Progress, Sampling
+from utils.protocol import LOOK_UP_S, Progress, Sampling
 
 try:  # whichever of the two huggingface_hub is built on: 2.x on the one, 1.x the other
     import httpx2 as httpx
@@ -82,7 +82,7 @@ class RemoteBackend:
         sampling: Sampling,
         token: str | None = None,
     ) -> Iterator[Progress]:
-        """As `utils.backends.Backend.stream`, with the visitor's `token` if there is.
+        """As `utils.protocol.Backend.stream`, with the visitor's `token` if there is.
 
         A thread reads, so that stopping works while the server is silent.
         """

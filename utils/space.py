@@ -26,7 +26,7 @@ from utils.config import (
     resolve,
 )
 from utils.feedback import Feedback
-from utils.models import ADAPTER_INFO, ADAPTERS, adapter_dir, find_adapter
+from utils.adapters import ADAPTER_INFO, ADAPTERS, adapter_dir, find_adapter
 from utils.remote import HTTP_ERRORS, RemoteBackend
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", ADAPTER_INFO)
