@@ -37,9 +37,10 @@ seeds: $(READY) ## fine-tune and compare again with two more seeds
 benchmark: $(READY) ## speed and memory, both sides of a pair in one run, as JSON
 	@$(BIN)/python -m utils.benchmark
 
-lint: $(READY) ## ruff check and ruff format --check, notebooks included
+lint: $(READY) ## ruff, notebooks included, and what else keeps them out of a commit
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m utils.hygiene
 
 format: $(READY) ## let ruff format everything
 	@$(BIN)/ruff check --fix .

@@ -11,7 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from utils.config import DATA, ROOT, SAFETY_NOTICE
+from utils import colab
+from utils.config import DATA, OLDEST_PYTHON, ROOT, SAFETY_NOTICE
 
 README = ROOT / "README.md"
 COLOURS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
@@ -108,6 +109,19 @@ def test_conda_takes_the_one_list():
     assert re.search(r"^name: llama-first-aid$", text, re.MULTILINE)
     assert re.search(r"^  - python\b", text, re.MULTILINE)
     assert re.search(r"^  - pip:\n      - -r requirements\.txt$", text, re.MULTILINE)
+
+
+def test_space_conda_colab_and_make_ask_for_the_same(card):
+    """One list of packages, one Python, one Gradio, wherever the project is set up."""
+    conda = (ROOT / "environment.yml").read_text("utf-8")
+    assert f"- python={card['python_version']}\n" in conda
+    assert ".".join(map(str, OLDEST_PYTHON)) == card["python_version"]
+    assert str(pins()["gradio"]) == card["sdk_version"]
+    listed = [str(requirement) for requirement in requirements("requirements.txt")]
+    assert [str(Requirement(line)) for line in colab.requirements()] == listed
+    assert {Requirement(line).name for line in listed} >= colab.NOT_ON_COLAB
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert "-c constraints.txt" in makefile and "-r requirements.txt" in makefile
 
 
 def test_the_app_says_in_one_line_why_it_cannot_start():

@@ -52,46 +52,6 @@ def test_elsewhere_nothing_is_installed_or_removed(monkeypatch, commands):
     assert commands == []
 
 
-def test_on_colab_what_is_missing_is_installed_and_the_rest_held(
-    monkeypatch, commands, on_colab, capsys
-):
-    pretend(monkeypatch, trl=None, rouge_score=None, torchao=None)
-    colab.set_up()
-    (pip,) = commands
-    assert pip[:4] == [sys.executable, "-m", "pip", "install"]
-    assert [Requirement(word).name for word in pip[-2:]] == ["trl", "rouge_score"]
-    constraints = pip[pip.index("-c") + 1]
-    with open(constraints) as file:  # noqa: PTH123 - the very argument
-        held = file.read().splitlines()
-    assert f"numpy=={colab.version('numpy')}" in held
-    assert "set up: installed" in capsys.readouterr().out
-
-
-def test_on_colab_a_second_call_installs_nothing(
-    monkeypatch, commands, on_colab, capsys
-):
-    pretend(monkeypatch, torchao=None)
-    colab.set_up()
-    assert commands == []
-    assert "everything was there already" in capsys.readouterr().out
-
-
-def test_on_colab_a_failed_installation_says_what_to_do(monkeypatch, on_colab):
-    pretend(monkeypatch, trl=None, torchao=None)
-    failed = subprocess.CompletedProcess([], 1)
-    monkeypatch.setattr(colab.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(SystemExit, match="Restart session"):
-        colab.set_up()
-
-
-@pytest.mark.parametrize(("have", "removed"), [("0.10.0", True), ("0.16.0", False)])
-def test_an_old_torchao_is_removed(monkeypatch, commands, on_colab, have, removed):
-    pretend(monkeypatch, torchao=have)
-    colab.set_up()
-    assert [command[-1] for command in commands] == ["torchao"] * removed
-    assert not removed or "uninstall" in commands[0]
-
-
 def test_the_runtime_names_its_gpu_or_how_to_get_one(monkeypatch, commands):
     assert "T4 GPU switches one on" in colab.runtime()
     monkeypatch.setattr(colab.shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -128,12 +88,16 @@ def test_versions_are_compared_as_numbers(monkeypatch):
     assert missing == ["peft"]
 
 
-def test_constraints_hold_all_but_what_may_move():
-    lines = colab.installed_constraints()
+def test_constraints_hold_all_but_what_may_move(monkeypatch):
+    held = colab.installed_constraints
+    lines = held()
     assert all(re.fullmatch(r"[\w.-]+==\S+", line) for line in lines)
     names = [line.split("==")[0].lower() for line in lines]
     assert "torch" in names and "numpy" in names
-    assert not set(names) & colab.MAY_MOVE
+    # What is imported already is held as well; this process has imported some.
+    assert set(names) & colab.MAY_MOVE == colab.MAY_MOVE & sys.modules.keys()
+    monkeypatch.delitem(sys.modules, "pyarrow", raising=False)
+    assert not any(line.startswith("pyarrow==") for line in held())
 
 
 def test_a_package_that_is_there_twice_is_held_once(monkeypatch):
@@ -143,7 +107,7 @@ def test_a_package_that_is_there_twice_is_held_once(monkeypatch):
         types.SimpleNamespace(name=None, version="0"),  # a broken one
     ]
     monkeypatch.setattr(colab, "distributions", lambda: iter(there))
-    assert colab.installed_constraints() == ["pip_tools==2.0"]
+    assert colab.installed_constraints() == ["pip-tools==2.0"]
 
 
 @pytest.fixture
@@ -178,6 +142,20 @@ def test_the_address_is_stamped_everywhere(tree, monkeypatch, capsys):
     monkeypatch.setattr(colab, "REPOSITORY", "some-one/my.fork_2")
     assert len(colab.stamp_address("other/name")) >= 7
     assert colab.stamp_address("some-one/my.fork_2") == []  # stands nowhere now
+
+
+def test_the_address_stands_only_where_it_is_stamped():
+    stamped = {path for pattern in colab.STAMPED for path in ROOT.glob(pattern)}
+    owner = colab.REPOSITORY.split("/")[0]
+    for path in ROOT.rglob("*"):
+        if path.suffix not in (".py", ".md", ".ipynb", ".toml", ".yml", ".json"):
+            continue
+        inside = path.relative_to(ROOT).parts
+        if inside[0].startswith(".v") or inside[:2] == ("data", "runs"):
+            continue
+        strays = re.findall(rf"\b{re.escape(owner)}/[\w.-]+", path.read_text("utf-8"))
+        if path not in stamped and path.parent.name != "tests":
+            assert not strays, f"{path.name}: {strays[0]} would not be stamped"
 
 
 @pytest.mark.parametrize(

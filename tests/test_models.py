@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from utils import models, prompts
+from utils import adapters, models, prompts
 from utils.config import ROOT
 from utils.generation import answer_nll, generate_answers
 
@@ -162,7 +162,7 @@ def test_a_shipped_adapter_is_taken_for_the_pocket_base_and_said(
 ):
     pocket = tmp_path / "pocket_llama"
     (pocket / "adapters" / "finetome").mkdir(parents=True)
-    monkeypatch.setattr(models, "POCKET", pocket)
+    monkeypatch.setattr(adapters, "POCKET", pocket)
     run = settings(BASE_MODEL=pocket)
     found = models.find_adapter(run, "finetome")
     assert found.path == pocket / "adapters" / "finetome"

@@ -18,6 +18,7 @@ from test_backends import free_port
 from test_models import lively, save_three
 
 from utils import benchmark_chat, space
+from utils.adapters import with_adapters
 from utils.backends import LocalBackend
 from utils.chat import build_chat
 from utils.config import ROOT, SAFETY_NOTICE, load_chat_settings, load_settings
@@ -142,7 +143,7 @@ def test_adapters_made_elsewhere_are_taken_into_a_folder_of_their_own(
     base, run = three
     own = settings(BASE_MODEL=base)
     named = {key: str(run / "adapters" / key) for key in ("first_aid", "finetome")}
-    chosen = space.with_adapters(own, named, runs=tmp_path / "runs")
+    chosen = with_adapters(own, named, runs=tmp_path / "runs")
     assert chosen.run_dir.parent == tmp_path / "runs" and chosen.run_dir != own.run_dir
     for key in named:
         found = find_adapter(chosen, key).path
@@ -159,7 +160,7 @@ def test_an_adapter_in_a_pickle_is_refused(three, tmp_path, settings):
         weights.rename(folder / "adapter_model.bin")
     named = {key: str(run / "adapters" / key) for key in ("first_aid", "finetome")}
     with pytest.raises(ValueError, match=r"pickles \(\.bin\) are refused"):
-        space.with_adapters(settings(BASE_MODEL=base), named, runs=tmp_path / "runs")
+        with_adapters(settings(BASE_MODEL=base), named, runs=tmp_path / "runs")
 
 
 def test_a_base_in_a_pickle_is_refused(three, settings):
@@ -178,7 +179,7 @@ def test_an_adapter_that_is_nowhere_is_named(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     named = {"first_aid": "nobody/adapter", "finetome": "nobody/other"}
     with pytest.raises(OSError, match="FIRST_AID_ADAPTER=nobody/adapter cannot be"):
-        space.with_adapters(settings(), named, runs=tmp_path)
+        with_adapters(settings(), named, runs=tmp_path)
 
 
 def test_with_an_endpoint_nothing_is_loaded_and_the_local_model_is_offered(three):

@@ -7,6 +7,7 @@ nothing is installed: `make` or conda have done that.
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -29,24 +30,94 @@ def set_up() -> None:
     """On Colab install what is missing there, elsewhere do nothing; safe to run twice.
 
     Raises:
-        SystemExit: pip failed; the sentence says what to do.
+        SystemExit: it cannot be done; the sentence says why and what to do.
     """
     if "google.colab" not in sys.modules:
         return
     print(runtime())
+    before = installed()
     missing = missing_requirements()
     if missing:
         print("installing:", ", ".join(missing))
+        install(missing)
+    remove_old_torchao()
+    after = installed()
+    for name in sorted(before.keys() & after.keys()):
+        if before[name] != after[name]:
+            print(f"moved: {name} {before[name]} -> {after[name]}")
+    if still := missing_requirements():
+        sys.exit(
+            f"Still missing after the installation: {', '.join(still)}. Runtime > "
+            "Disconnect and delete runtime, then run this cell again."
+        )
+    print("token:", use_secret())
+    print("set up: " + ("installed" if missing else "everything was there already"))
+
+
+def install(missing: Sequence[str]) -> None:
+    """Install what is `missing` with pip, and let everything that is there stay.
+
+    Raises:
+        SystemExit: pip failed; the sentence gives its reason.
+    """
+    try:
         with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as file:
             file.write("\n".join(installed_constraints()))
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "-c", file.name]
-        if subprocess.run([*pip, *missing]).returncode:
-            sys.exit(
-                "The installation failed; pip's message above says why. Runtime > "
-                "Restart session, then run this cell again."
-            )
-    remove_old_torchao()
-    print("set up: " + ("installed" if missing else "everything was there already"))
+    except OSError as error:
+        sys.exit(_failed(missing, f"OSError: {error}"))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "-c", file.name]
+    done = subprocess.run([*pip, *missing], capture_output=True, text=True)
+    Path(file.name).unlink()
+    if done.returncode:
+        sys.exit(_failed(missing, done.stderr))
+
+
+def _failed(missing: Sequence[str], said: str) -> str:
+    """One sentence on why nothing was installed, from what pip has said."""
+    if "No space left" in said:
+        return (
+            "The disk is full, so nothing more can be installed: delete files, or "
+            "Runtime > Disconnect and delete runtime, then run this cell again."
+        )
+    if re.search(r"NewConnection|NameResolution|Max retries|[Tt]imed? ?out", said):
+        return (
+            "There is no network, so nothing can be installed: check the connection, "
+            "then run this cell again."
+        )
+    if in_use := sorted(MAY_MOVE & sys.modules.keys()):
+        return (
+            f"{' or '.join(in_use)} may be needed in another version than the one that "
+            "Python has loaded: Runtime > Restart session, then run this cell first."
+        )
+    reasons = [line for line in said.splitlines() if line.startswith("ERROR")]
+    reason = reasons[-1] if reasons else "no reason given"
+    return (
+        f"pip could not install {', '.join(missing)} ({reason}): "
+        "Runtime > Disconnect and delete runtime, then run this cell again; if that "
+        "does not help, please open an issue with this sentence."
+    )
+
+
+def use_secret() -> str:
+    """Let Colab's secret `HF_TOKEN` win over the environment's; says which there is.
+
+    The libraries read the environment. The token itself is never printed.
+    """
+    try:
+        from google.colab import userdata
+
+        if secret := userdata.get("HF_TOKEN").strip():
+            os.environ["HF_TOKEN"] = secret
+            return "Colab's secret HF_TOKEN"
+    except ImportError:
+        pass  # another notebook service that carries Colab's name
+    except Exception as error:  # noqa: BLE001 - Colab's errors share no public class
+        # There is none, or this notebook may not see it.
+        if type(error).__name__ not in ("SecretNotFoundError", "NotebookAccessError"):
+            print(f"Colab's secrets do not answer ({type(error).__name__})")
+    if os.environ.get("HF_TOKEN", "").strip():
+        return "HF_TOKEN of the environment"
+    return "none, and none is needed: all defaults are open to everyone"
 
 
 def runs_folder(use_drive: bool) -> Path:
@@ -107,18 +178,27 @@ def missing_requirements() -> list[str]:
     return missing
 
 
-def installed_constraints() -> list[str]:
-    """Everything installed at its very version, so that pip moves none of it.
+def installed() -> dict[str, str]:
+    """The version of every installed package, by its normalised name.
 
-    Where a package is there twice (Debian's copy under Colab's), the first one counts:
-    two constraints that contradict each other make pip give up.
+    Where a package is there twice (Debian's copy under Colab's), the first one counts.
     """
     first: dict[str, str] = {}
     for found in distributions():
-        if found.name and found.name.lower() not in MAY_MOVE:
+        if found.name:
             name = re.sub(r"[-_.]+", "-", found.name).lower()
-            first.setdefault(name, f"{found.name}=={found.version}")
-    return sorted(first.values())
+            first.setdefault(name, found.version)
+    return first
+
+
+def installed_constraints() -> list[str]:
+    """What pip may not move, at its very version: all but `MAY_MOVE`.
+
+    Of those, too, whatever is imported already: another version of it on the disk would
+    not fit the one in memory.
+    """
+    free = MAY_MOVE - sys.modules.keys()
+    return [f"{n}=={v}" for n, v in sorted(installed().items()) if n not in free]
 
 
 def remove_old_torchao() -> None:

@@ -337,7 +337,7 @@ def ship_adapters() -> list[Path]:
         for file in ("adapter_config.json", ADAPTER_INFO):
             (folder / file).write_bytes((own / file).read_bytes())
         log = results.training_log(settings, name)
-        (folder / "training.jsonl").write_bytes(log.read_bytes())
+        (folder / results.ADAPTER_LOG).write_bytes(log.read_bytes())
         shipped.append(folder)
     return shipped
 

@@ -63,6 +63,9 @@ def save_adapter(
     results.write_json(folder / ADAPTER_INFO, written)
     card = adapter_card(settings, written, evaluations)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    log = results.training_log(settings, info["adapter"])
+    if log.is_file():  # whoever fetches the adapter can plot its curve
+        (folder / results.ADAPTER_LOG).write_bytes(log.read_bytes())
 
 
 def adapter_card(

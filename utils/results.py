@@ -26,6 +26,7 @@ PACKAGES = (
     "gradio",
 )
 PUBLISHED = DATA / "published" / "t4_runs.json"
+ADAPTER_LOG = "training.jsonl"  # the log of its run, beside an adapter
 FIRST_AID_QA_AUDIT = DATA / "published" / "first_aid_qa_audit.json"
 
 
@@ -226,14 +227,17 @@ def seed_rows(profile: str, info: Mapping) -> list[dict]:
 
 
 def find_training_log(settings: Settings, name: str) -> tuple[Path, str]:
-    """The run's own log of `name`, or that of the shipped adapter, and which it is.
+    """The run's own log of `name`, or one that came with its adapter, and which it is.
 
     If there is neither, `read_lines` of the path says which notebook makes it.
     """
     own = training_log(settings, name)
     if own.is_file():
         return own, f"this run's, {display_path(own)}"
-    shipped = POCKET / "adapters" / name / "training.jsonl"
+    fetched = settings.run_dir / "adapters" / name / ADAPTER_LOG
+    if fetched.is_file():
+        return fetched, f"fetched with the adapter, {display_path(fetched)}"
+    shipped = POCKET / "adapters" / name / ADAPTER_LOG
     if settings.base_model == PROFILES["pocket"].base_model and shipped.is_file():
         return shipped, f"shipped with the adapter, {display_path(shipped)}"
     return own, "missing"

@@ -4,32 +4,23 @@ Without anything named in the environment that is the run's own adapters or thos
 the project ships. Adapters made elsewhere are fetched as safetensors only.
 """
 
-import hashlib
 import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import gradio as gr
-from huggingface_hub import snapshot_download
 
+from utils.adapters import ADAPTERS, has_adapters, with_adapters
 from utils.backends import Backend, LocalBackend
 from utils.chat import build_chat
 from utils.config import (
-    RUNS,
     ChatSettings,
     Settings,
-    is_local,
     load_chat_settings,
     load_settings,
-    resolve,
 )
 from utils.feedback import Feedback
-from utils.adapters import ADAPTER_INFO, ADAPTERS, adapter_dir, find_adapter
-from utils.remote import HTTP_ERRORS, RemoteBackend
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", ADAPTER_INFO)
+from utils.remote import RemoteBackend
 
 
 @dataclass(frozen=True)
@@ -89,53 +80,3 @@ def choose_cast(chat: ChatSettings, environ: Mapping[str, str]) -> Cast:
     else:
         about += " There is no model on this machine to answer instead."
     return Cast(settings, sources, about)
-
-
-def has_adapters(settings: Settings) -> bool:
-    """Whether both adapters are here, the run's own or shipped ones."""
-    try:
-        for name in ADAPTERS:
-            find_adapter(settings, name)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def with_adapters(
-    settings: Settings, named: Mapping[str, str], runs: Path = RUNS
-) -> Settings:
-    """`settings` of a run folder of its own that holds the adapters `named`.
-
-    Only the configuration and safetensors are taken; a `.bin` is never read.
-
-    Raises:
-        OSError: one is not there, or the Hub is out of reach.
-        ValueError: one holds no safetensors.
-    """
-    mark = hashlib.sha256(repr(sorted(named.items())).encode()).hexdigest()[:10]
-    settings = replace(settings, run_dir=runs / f"{settings.profile}-chat-{mark}")
-    for name, source in named.items():
-        target = adapter_dir(settings, name)
-        target.mkdir(parents=True, exist_ok=True)
-        folder = resolve(source) if is_local(source) else _fetch(name, source)
-        for file in ADAPTER_FILES:
-            if (folder / file).is_file():
-                shutil.copyfile(folder / file, target / file)
-            elif file != ADAPTER_INFO:
-                raise ValueError(
-                    f"{name.upper()}_ADAPTER={source}: there is no {file} in it. "
-                    "Name a folder or Hub repository with a LoRA adapter that PEFT "
-                    "saved as safetensors; pickles (.bin) are refused."
-                )
-    return settings
-
-
-def _fetch(name: str, source: str) -> Path:
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(ADAPTER_FILES)))
-    except (*HTTP_ERRORS, OSError, ValueError) as error:
-        raise OSError(
-            f"{name.upper()}_ADAPTER={source} cannot be fetched from the Hub "
-            f"({type(error).__name__}). Check its spelling and the network; a private "
-            "repository needs HF_TOKEN."
-        ) from error
