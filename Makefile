@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow chat notebooks report seeds benchmark lint format address clean
+.PHONY: help run test test-slow chat notebooks report seeds benchmark lint format \
+  address colab-check newest-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -46,11 +47,17 @@ format: $(READY) ## let ruff format everything
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+colab-check: ## Colab's versions, the set-up cell on top, all six notebooks
+	@$(PYTHON) -m utils.colab_check
+
+newest-check: ## the newest releases that requirements.txt admits, all six notebooks
+	@$(PYTHON) -m utils.colab_check --newest
+
 address: $(READY) ## REPO=owner/name: stamp the repository's address everywhere
 	@$(BIN)/python -m utils.colab --address "$(REPO)"
 
 clean: ## remove the environment and every run
-	rm -rf $(VENV) data/runs
+	rm -rf $(VENV) .venv-colab .venv-newest data/runs
 
 # Reinstalled only when one of the lists changes.
 $(READY): requirements.txt requirements-dev.txt constraints.txt
