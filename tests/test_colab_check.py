@@ -67,7 +67,7 @@ def test_only_new_conflicts_count():
 
 
 def test_the_list_covers_what_our_requirements_touch():
-    """Made from Colab's list with what is installed here: nothing of ours is left out."""
+    """Nothing of Colab's list that our requirements touch is left out."""
     listed = check.read_versions(check.VERSIONS)
     head = check.VERSIONS.read_text("utf-8").splitlines()[0]
     assert head.startswith("# Colab GPU runtime, ") and "Python 3." in head

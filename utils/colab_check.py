@@ -175,33 +175,37 @@ class Environment:
 def install_versions(environment: Environment, wanted: Mapping[str, str]) -> None:
     """Install exactly `wanted`, without looking at what needs what, as Colab has it.
 
-    Where this interpreter has no build of a version, the newest that is not newer is
-    taken instead, and printed.
+    Where this interpreter has no build of a version, the nearest one is taken instead.
+    All that differs from Colab's list in the end is printed.
     """
     exact = [
         f"{name}=={version}" for name, version in wanted.items() if name != "torch"
     ]
-    only = ("--no-deps", f"torch=={TORCH}", *exact)
     try:
-        environment.install(*only)
-        return
+        environment.install("--no-deps", *exact)
     except Failed:
         print("not all of Colab's versions fit this Python; one by one", flush=True)
-    environment.install("--no-deps", f"torch=={TORCH}")
+        for name, version in wanted.items():
+            if name != "torch":
+                _install_nearest(environment, name, version)
+    # With all that it needs: newer than Colab's own, it may need newer others.
+    environment.install(f"torch=={TORCH}")
+    have = environment.versions()
     for name, version in wanted.items():
-        if name == "torch":
-            continue
+        if have.get(name) != version:
+            print(f"  {name}: {have.get(name)} instead of Colab's {version}")
+
+
+def _install_nearest(environment: Environment, name: str, version: str) -> None:
+    for bound in ("==", "<=", ">="):
         try:
             environment.install(
-                "--no-deps", "--only-binary=:all:", f"{name}=={version}"
+                "--no-deps", "--only-binary=:all:", f"{name}{bound}{version}"
             )
-        except Failed:
-            try:
-                environment.install("--no-deps", f"{name}<={version}")
-            except Failed:
-                environment.install("--no-deps", f"{name}>={version}")
-            have = environment.versions().get(_normal(name))
-            print(f"  {name}: {have} instead of Colab's {version}", flush=True)
+            return
+        except Failed as error:
+            failure = error
+    raise failure
 
 
 def check_colab(folder: Path) -> None:

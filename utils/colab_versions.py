@@ -5,6 +5,7 @@
 Takes Colab's own list (`pip freeze` there, or `pip-freeze.gpu.txt` that the Colab team
 publishes), keeps what the requirements of this environment need directly or through
 others, and writes it to `data/colab/versions.txt`, which `make colab-check` installs.
+Once more with the Python that it has made, and what Colab's older versions need is in.
 """
 
 import argparse
@@ -76,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         freeze = read_versions(options.freeze)
     except (OSError, ValueError) as error:
         sys.exit(f"colab_versions: {error}")
-    kept = select(freeze, colab.requirements())
+    listed = read_versions(VERSIONS) if VERSIONS.is_file() else {}
+    kept = select(freeze, [*colab.requirements(), *listed])
     lines = [f"# {options.about}".rstrip(), "# What of it our requirements touch."]
     lines += [f"{name}=={version}" for name, version in kept.items()]
     VERSIONS.parent.mkdir(parents=True, exist_ok=True)
