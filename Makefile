@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow chat notebooks report seeds benchmark lint format \
+.PHONY: help run test test-slow chat export notebooks report seeds benchmark lint format \
   address colab-check newest-check clean
 
 help: ## this list
@@ -13,6 +13,7 @@ help: ## this list
 	@echo
 	@echo "Knobs: PROFILE=pocket|llama_1b BASE_MODEL FIRST_AID_DATASET FINETOME_DATASET"
 	@echo "       MAX_STEPS SEED RUN_DIR LOAD_IN_4BIT=1; PYTHON=python3.12 for .venv"
+	@echo "       CHAT_ENGINE=openvino after make export"
 
 run: $(READY) ## execute notebooks 01 to 06 in order; results go to data/runs/
 	@$(BIN)/python -m utils.walk
@@ -25,6 +26,9 @@ test-slow: $(READY) ## the long proofs as well
 
 chat: $(READY) ## the three models at http://127.0.0.1:7860
 	@$(BIN)/python app.py
+
+export: $(READY) ## BASE_MODEL for OpenVINO, FORMAT=int4|int8|fp16|fp32 (int4)
+	@$(BIN)/python -m utils.export $(if $(FORMAT),--format $(FORMAT))
 
 notebooks: $(READY) ## execute all six and save them in place, clean
 	@$(BIN)/python -m utils.walk --in-place
@@ -48,16 +52,16 @@ format: $(READY) ## let ruff format everything
 	@$(BIN)/ruff format .
 
 colab-check: ## Colab's versions, the set-up cell on top, all six notebooks
-	@$(PYTHON) -m utils.colab_check
+	@$(PYTHON) -m utils.colab_check $(if $(TORCH),--torch $(TORCH))
 
 newest-check: ## the newest releases that requirements.txt admits, all six notebooks
-	@$(PYTHON) -m utils.colab_check --newest
+	@$(PYTHON) -m utils.colab_check --newest $(if $(TORCH),--torch $(TORCH))
 
 address: $(READY) ## REPO=owner/name: stamp the repository's address everywhere
 	@$(BIN)/python -m utils.colab --address "$(REPO)"
 
 clean: ## remove the environment and every run
-	rm -rf $(VENV) .venv-colab .venv-newest data/runs
+	rm -rf $(VENV) .venv-* data/runs
 
 # Reinstalled only when one of the lists changes.
 $(READY): requirements.txt requirements-dev.txt constraints.txt
