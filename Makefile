@@ -14,6 +14,7 @@ help: ## this list
 	@echo "Knobs: PROFILE=pocket|llama_1b BASE_MODEL FIRST_AID_DATASET FINETOME_DATASET"
 	@echo "       MAX_STEPS SEED RUN_DIR LOAD_IN_4BIT=1; PYTHON=python3.12 for .venv"
 	@echo "       CHAT_ENGINE=openvino after make export"
+	@echo "       PYTHON=python3.13 and TORCH=2.13.0 for the two checks"
 
 run: $(READY) ## execute notebooks 01 to 06 in order; results go to data/runs/
 	@$(BIN)/python -m utils.walk

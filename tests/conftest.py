@@ -21,7 +21,7 @@ import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from utils.config import load_settings
+from utils.config import POCKET, load_settings
 from utils.pocket import CHAT_TEMPLATE, SPECIAL
 
 SENTENCES = (
@@ -102,6 +102,16 @@ def settings(tmp_path):
         return load_settings(defaults | {k: str(v) for k, v in environ.items()})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def traced_pocket(tmp_path_factory):
+    """The pocket Llama as OpenVINO reads it, in float32, traced once."""
+    pytest.importorskip("openvino_genai", reason="requirements-openvino.txt")
+    from traced import write
+
+    folder = tmp_path_factory.mktemp("traced") / "pocket_llama-fp32"
+    return write(POCKET, "data/pocket_llama", folder)
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,37 @@ def test_a_named_one_that_is_away_is_never_left_out(settings, tmp_path):
         settings_with_adapters(settings(), tmp_path / "runs", named)
 
 
+def test_those_on_the_drive_are_the_runs_own(three, tmp_path, capsys):
+    """With the Drive, `runs` lies on it: what an earlier runtime made is there."""
+    base, run = three
+    drive = tmp_path / "drive" / "runs"
+    environ = {"PROFILE": "pocket", "BASE_MODEL": str(base)}
+    asked = load_settings(environ, runs=drive)
+    asked.run_dir.parent.mkdir(parents=True)
+    run.rename(asked.run_dir)
+    assert settings_with_adapters(asked, drive, environ) is asked
+    for name in ADAPTERS:
+        assert find_adapter(asked, name).path.is_relative_to(drive)
+    assert capsys.readouterr().out == ""
+
+
+def test_named_ones_are_for_the_1b_unless_somebody_says_otherwise(
+    three, tmp_path, settings, capsys
+):
+    """As on a Space: without a GPU the profile would be pocket, and they not fit."""
+    _, run = three
+    named = {
+        f"{name.upper()}_ADAPTER": str(run / "adapters" / name) for name in ADAPTERS
+    }
+    asked = settings(RUN_DIR=tmp_path / "empty")
+    found = settings_with_adapters(asked, tmp_path / "runs", named)
+    assert found.profile == "llama_1b"
+    assert "slow without a GPU" in capsys.readouterr().out
+    named["PROFILE"] = "pocket"
+    assert settings_with_adapters(asked, tmp_path, named).profile == "pocket"
+    assert "slow" not in capsys.readouterr().out
+
+
 def test_then_the_shipped_ones(settings, tmp_path, capsys):
     asked = settings()
     assert settings_with_adapters(asked, tmp_path, {}) is asked
@@ -64,6 +95,7 @@ def test_and_else_the_pocket_model_visibly(three, tmp_path, settings, made, caps
     assert (found.profile, found.seed, found.quick) == ("pocket", 7, False)
     assert found.run_dir == tmp_path / "runs" / "pocket"
     said = capsys.readouterr().out
+    assert said.startswith(f"No adapters for {base} in ")
     assert "Going on with the pocket profile" in said
     assert ("notebooks/02_fine_tune_on_first_aid.ipynb" in said) == (not made)
     assert "notebooks/03_fine_tune_on_finetome.ipynb would make them" in said

@@ -8,6 +8,7 @@ import types
 
 import pytest
 from packaging.requirements import Requirement
+from test_alone import copy_tracked
 
 from utils import colab
 from utils.config import ROOT, load_settings
@@ -29,7 +30,12 @@ def commands(monkeypatch):
 
 @pytest.fixture
 def on_colab(monkeypatch):
-    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    """A module in the place of `google.colab`, as good as empty."""
+    package, module = types.ModuleType("google"), types.ModuleType("google.colab")
+    package.colab = module
+    monkeypatch.setitem(sys.modules, "google", package)
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    return module
 
 
 def pretend(monkeypatch, **versions):
@@ -110,6 +116,13 @@ def test_a_package_that_is_there_twice_is_held_once(monkeypatch):
     assert colab.installed_constraints() == ["pip-tools==2.0"]
 
 
+def test_what_python_has_loaded_is_known_by_its_package():
+    loaded = colab.loaded_packages()
+    assert {"pytest", "packaging"} <= loaded
+    assert not {"jupyterlab", "pip"} & loaded
+    assert loaded <= colab.installed().keys()
+
+
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A copy of everything that carries the address, which may be stamped."""
@@ -122,7 +135,7 @@ def tree(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_address_is_stamped_everywhere(tree, monkeypatch, capsys):
+def test_the_address_is_stamped_everywhere(tree, capsys):
     colab.main(["--address", "some-one/my.fork_2"])
     said = capsys.readouterr().out
     for path in tree.rglob("*.*"):
@@ -138,10 +151,41 @@ def test_the_address_is_stamped_everywhere(tree, monkeypatch, capsys):
     for path in notebooks:
         badge = f"colab.research.google.com/github/some-one/my.fork_2/blob/main/{path}"
         assert badge.replace(f"{tree}/", "") in path.read_text("utf-8")
-    # Again with the next address: what was stamped is what is looked for.
-    monkeypatch.setattr(colab, "REPOSITORY", "some-one/my.fork_2")
-    assert len(colab.stamp_address("other/name")) >= 7
-    assert colab.stamp_address("some-one/my.fork_2") == []  # stands nowhere now
+
+
+def test_a_stamped_project_is_fit_and_can_be_stamped_again(tmp_path):
+    """By the command itself, with as long an address as fits, and back again."""
+    folder = copy_tracked(tmp_path / "project")
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+
+    def run(module, *arguments):
+        command = [sys.executable, "-m", module, *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    long = f"{'owner-' * 6}xyz/{'name-' * 5}of.a_pro"
+    assert len(f'REPOSITORY = "{long}"') == 88
+    assert "notebooks/06" in run("utils.colab", "--address", long)
+    run("ruff", "check", ".")
+    run("ruff", "format", "--check", ".")
+    run("utils.hygiene")
+    assert "changed: nothing" in run("utils.colab", "--address", long)
+    assert "README.md" in run("utils.colab", "--address", "a/b")
+    run("utils.hygiene")
+    run("utils.colab", "--address", colab.REPOSITORY)
+    after = {path: path.read_bytes() for path in before}
+    assert [path.name for path in before if before[path] != after[path]] == []
+
+
+def test_the_same_letters_elsewhere_are_no_address(tree, monkeypatch):
+    """`a/b` stands in many a picture's base64, and in many a path."""
+    monkeypatch.setattr(colab, "REPOSITORY", "a/b")
+    text = "src=data:image/png;base64,xa/bZ data/b github.com/a/bc github.com/a/b.git"
+    (tree / "README.md").write_text(text)
+    assert colab.stamp_address("c/d") == ["README.md"]
+    stamped = text.replace("github.com/a/b.git", "github.com/c/d.git")
+    assert (tree / "README.md").read_text() == stamped
 
 
 def test_the_address_stands_only_where_it_is_stamped():
@@ -186,14 +230,21 @@ def test_runs_stay_in_the_project_unless_the_drive_is_asked_for(monkeypatch):
         colab.runs_folder(True)
 
 
-def test_the_drive_is_mounted_and_each_run_gets_its_folder_on_it(monkeypatch, on_colab):
+def test_the_drive_is_mounted_and_each_run_gets_its_folder_on_it(on_colab, capsys):
     mounted = []
-    module = sys.modules["google.colab"]
-    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
-    module.drive = types.SimpleNamespace(mount=mounted.append)
-    monkeypatch.setattr(sys.modules["google"], "colab", module, raising=False)
+    on_colab.drive = types.SimpleNamespace(mount=mounted.append)
     runs = colab.runs_folder(True)
     assert mounted == ["/content/drive"]
+    assert "MyDrive/llama-first-aid/runs" in capsys.readouterr().out
     settings = load_settings({"PROFILE": "pocket"}, runs=runs)
     assert settings.run_dir == runs / "pocket"
     assert settings.figures_dir == runs / "pocket" / "imgs"  # on the Drive as well
+
+
+def test_a_drive_that_is_refused_is_said(on_colab):
+    def mount(place):
+        raise ValueError("mount failed")  # as google.colab.drive does
+
+    on_colab.drive = types.SimpleNamespace(mount=mount)
+    with pytest.raises(RuntimeError, match=r"\(mount failed\).*USE_DRIVE = False"):
+        colab.runs_folder(True)

@@ -164,6 +164,13 @@ def test_another_failure_of_pip_is_not_taken_for_a_missing_wheel():
         check.install_versions(Full(), {"six": "1.17.0"})
 
 
+def test_the_build_of_torch_is_told_by_what_came_with_it():
+    cpu = {"torch": "2.13.0", "nvidia-ml-py": "13"}
+    assert check.torch_build(cpu) == "torch is a CPU build"
+    said = check.torch_build({"torch": "2.13.0", "nvidia-cublas": "13.1"})
+    assert said == "torch is a CUDA build, which runs without a GPU as well"
+
+
 # --- what is taken from Colab's list ---
 
 
@@ -215,13 +222,32 @@ def test_what_is_written_can_be_read(tmp_path):
     assert made.read_versions(tmp_path / "versions.txt") == {"pip": "24"}
 
 
-def test_a_list_is_derived_with_colabs_python_only(tmp_path):
+def test_a_list_is_derived_with_colabs_python_only(tmp_path, monkeypatch):
+    shipped = tmp_path / "colab" / "versions.txt"
+    monkeypatch.setattr(colab_versions, "VERSIONS", shipped)
     freeze = tmp_path / "freeze.txt"
     freeze.write_text("# Colab, Python 3.99.0\nnumpy==2.1.3\n")
-    before = colab_versions.VERSIONS.read_bytes()
     with pytest.raises(SystemExit, match=r"Python 3.99, .* run this with python3.99"):
         colab_versions.main([str(freeze)])
-    assert colab_versions.VERSIONS.read_bytes() == before
+    assert not shipped.exists()
+
+
+def test_a_list_is_derived_and_written_with_its_source(tmp_path, monkeypatch, capsys):
+    """The subcommand as a whole; pip's answer is given."""
+    shipped = tmp_path / "colab" / "versions.txt"
+    monkeypatch.setattr(colab_versions, "VERSIONS", shipped)
+    tree = {"numpy", "trl", "torch"}
+    monkeypatch.setattr(colab_versions, "resolve", lambda freeze, torch: tree)
+    freeze = tmp_path / "freeze.txt"
+    about = "# Colab, Python {}.{}.9 (x)".format(*sys.version_info)
+    freeze.write_text(f"{about}\nnumpy==2.1.3\ngeopandas==1\ntorchao==0.10.0\na @ b\n")
+    colab_versions.main([str(freeze)])
+    text = shipped.read_text()
+    assert text.startswith(f"{about}\n") and "has none of: pip, trl\n" in text
+    assert text.endswith("\nnumpy==2.1.3\ntorchao==0.10.0\n")
+    said = capsys.readouterr().out
+    assert "passed over, since it is no name==version: a @ b" in said
+    assert "2 of 3 packages" in said
 
 
 # --- the list that is shipped ---
@@ -415,8 +441,20 @@ def test_colabs_check_ends_with_the_walk_and_tells_what_changed(tmp_path, capsys
     assert env.done[-1] == "walk" and env.done[-2][-1] == "torch==2.13.0"
     out = capsys.readouterr().out
     assert "Colab GPU runtime" in out and "changed by the set-up cell: 3" in out
+    assert "torch is a CPU build" in out
     assert re.search(r"pyarrow +18.1.0 -> 26.0.1", out)
     assert "numpy" not in out.partition("changed by")[2]
+
+
+@pytest.mark.parametrize(("python", "told"), [((3, 13, 0), False), ((3, 12, 9), True)])
+def test_another_python_than_colabs_is_told(
+    tmp_path, monkeypatch, capsys, python, told
+):
+    env = Told(tmp_path, [BEFORE, BEFORE, AFTER], [SAID, THERE])
+    with monkeypatch.context() as patch:
+        patch.setattr(check.sys, "version_info", python)
+        check.check_colab(env, "2.13.0")
+    assert ("PYTHON=python3.13 gives Colab's" in capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize(
@@ -437,7 +475,12 @@ def test_colabs_check_fails_before_the_walk(tmp_path, states, says, conflicts, s
 
 def test_the_newest_check_tells_what_differs_and_walks(tmp_path, capsys):
     tested = made.read_versions(check.CONSTRAINTS)
-    env = Told(tmp_path, [tested | {"trl": "9.9", "brand-new": "1"}], conflicts=[[]])
+    newest = tested | {
+        "trl": "9.9",
+        "brand-new": "1",
+        "torch": tested["torch"] + "+cpu",
+    }
+    env = Told(tmp_path, [newest], conflicts=[[]])
     check.check_newest(env, "2.13.0")
     out = capsys.readouterr().out
     assert re.search(rf"trl +{re.escape(tested['trl'])} -> 9\.9", out)

@@ -1,5 +1,7 @@
 """What keeps a notebook out of a commit; each fault is put into a copy and found."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -57,6 +59,14 @@ def shown(content, kind, text):
     put(content, output_type="display_data", metadata={}, data={kind: text})
 
 
+def put_picture(content):
+    """A figure into which a token was noted, as matplotlib notes its software."""
+    note, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    note.add_text("Comment", TOKEN)
+    Image.new("L", (1, 1)).save(file, "png", pnginfo=note)
+    shown(content, "image/png", base64.b64encode(file.getvalue()).decode())
+
+
 FAULTS = {
     "the title is": lambda c: c["cells"][0].update(source="# Fine-tune"),
     "goes the badge": lambda c: c["cells"][0].update(source="# 02 · Fine-tune\n\nx"),
@@ -87,6 +97,7 @@ FAULTS = {
     "is not https": lambda c: say(c, "see [this](http://example.org)"),
     "has the alt text": lambda c: say(c, "![](../README.md)"),
     "no alt text": lambda c: shown(c, "text/markdown", "<img src='x.png'>"),
+    "what looks like a token": lambda c: put_picture(c),
     "looks like a token": lambda c: put(
         c, output_type="stream", name="stdout", text=f"token {TOKEN}"
     ),
@@ -105,6 +116,7 @@ def test_their_set_up_cells_are_the_same_and_their_records_clean():
     assert len(SIX) == 6
     assert hygiene.check_set_up_cells(SIX) == []
     assert hygiene.check_records() == []
+    assert hygiene.check_readme() == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -145,7 +157,9 @@ def test_an_address_is_no_machine_path(text):
     assert not hygiene.MACHINE_PATH.search(text)
 
 
-@pytest.mark.parametrize("where", ["README.md", "data/results/pocket/run.json"])
+@pytest.mark.parametrize(
+    "where", ["README.md", "data/results/pocket/run.json", "imgs/tables/rouge.csv"]
+)
 def test_a_token_in_a_record_is_found(tmp_path, where):
     file = tmp_path / where
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +175,24 @@ def test_a_path_in_a_figures_metadata_is_found(tmp_path):
     Image.new("L", (1, 1)).save(tmp_path / "imgs" / "x.png", pnginfo=note)
     (said,) = hygiene.check_records(tmp_path)
     assert "a folder of this machine" in said
+
+
+def test_a_link_of_the_readme_that_leads_nowhere_is_found(copy, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("# A\n[a](#a) [b](#b) [c](c.md) ![](imgs) [d](https://d.org)\n")
+    found = hygiene.check_readme(tmp_path)
+    assert [said.partition(": ")[2] for said in found] == [
+        " has no heading #b",
+        "the link to c.md leads nowhere in the project",
+        "imgs has the alt text ''; say what it shows",
+    ]
+
+
+def test_an_address_may_end_a_wide_line_of_code(copy):
+    wide = f'PLACE = "https://example.org/{"y" * 100}"'
+    assert spoil(copy, lambda c: code_cell(c).update(source=wide)) == []
+    (said,) = spoil(copy, lambda c: code_cell(c).update(source=f"{wide}.strip() + x"))
+    assert "columns; 88 at most" in said
 
 
 def run_hygiene(*arguments):

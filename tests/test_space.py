@@ -124,6 +124,7 @@ def test_the_knobs_are_read_and_no_token_is_shown():
         ("MODEL_NAMES", "gpt=4", "is no model with its name"),
         ("MODEL_NAMES", "base", "is no model with its name"),
         ("FEEDBACK_REPO", "votes", "must read owner/name"),
+        ("CHAT_ENGINE", "llama.cpp", "must be transformers or openvino"),
         ("FIRST_AID_ADAPTER", "a/b", "Set both"),
     ],
 )
@@ -262,6 +263,8 @@ def test_settings_are_as_they_were_without_a_knob():
         "endpoint": "",
         "model_names": {},
         "adapters": {},
+        "engine": "",
+        "engine_model": "",
         "feedback_repo": "",
         "on_space": False,
         "login": False,

@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 
 from utils.config import (
     POCKET,
+    PROFILES,
     RUNS,
     Settings,
     display_path,
@@ -107,9 +108,10 @@ def settings_with_adapters(
     """The settings to look at adapters with, whichever notebook was opened first.
 
     The run's own adapters, in the project or on Drive, come first; then those that
-    `FIRST_AID_ADAPTER` and `FINETOME_ADAPTER` name; then, for the pocket Llama, the
-    shipped ones. If there are none for this base, it is the pocket profile instead,
-    and a printed sentence says so and which notebook makes the real ones.
+    `FIRST_AID_ADAPTER` and `FINETOME_ADAPTER` name, which are for the 1 B unless
+    `PROFILE` or `BASE_MODEL` says otherwise; then, for the pocket Llama, the shipped
+    ones. If there are none for this base, it is the pocket profile instead, and a
+    printed sentence says so and which notebook makes the real ones.
 
     Args:
         settings: of the run that was asked for.
@@ -124,6 +126,13 @@ def settings_with_adapters(
         return settings
     if named := load_chat_settings(environ).adapters:
         print(f"adapters: those named, {' and '.join(named.values())}")
+        on_pocket = settings.base_model == PROFILES["pocket"].base_model
+        if on_pocket and not environ.get("PROFILE", "").strip():
+            print(
+                "They are taken to be for profile llama_1b, which is slow without a "
+                "GPU; PROFILE=pocket if they are for the pocket Llama."
+            )
+            settings = load_settings({**environ, "PROFILE": "llama_1b"}, runs)
         return with_adapters(settings, named, runs)
     if has_adapters(settings):
         return settings

@@ -1,6 +1,6 @@
 """Measures what is claimed of speed and memory, both sides of a pair in one run.
 
-    python -m utils.benchmark [training four_bit gpu data answers chat]
+    python -m utils.benchmark [training four_bit gpu data answers chat engine]
 
 Writes each section to `data/runs/benchmark.json` as soon as it is measured, with the
 hardware and the day; sections measured earlier stay. `FIRST_AID_DATASET` names the rows
@@ -20,6 +20,7 @@ from utils import (
     benchmark_answers,
     benchmark_chat,
     benchmark_data,
+    benchmark_engine,
     benchmark_training,
     results,
 )
@@ -57,6 +58,7 @@ def sections(options: argparse.Namespace) -> dict[str, Callable[[], dict | None]
         "data": lambda: benchmark_data.scaling(),
         "answers": lambda: benchmark_answers.on_cpu(rows, options.questions),
         "chat": lambda: benchmark_chat.memory(),
+        "engine": lambda: benchmark_engine.on_cpu(repeats),
     }
 
 
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m utils.benchmark",
         description="Measure speed and memory; write data/runs/benchmark.json.",
     )
-    names = ("training", "four_bit", "gpu", "data", "answers", "chat")
+    names = ("training", "four_bit", "gpu", "data", "answers", "chat", "engine")
     parser.add_argument(
         "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(names)}"
     )

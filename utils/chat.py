@@ -5,7 +5,6 @@ from functools import partial
 
 import gradio as gr
 
-from utils.backends import Backend, LocalBackend
 from utils.chat_compare import add_compare
 from utils.chat_export import export
 from utils.chat_limits import MAX_CHARACTERS, MAX_TURNS, RequestLimit, problem
@@ -22,6 +21,7 @@ from utils.chat_votes import Votes, add_votes
 from utils.config import REPORT_QUESTIONS, Settings
 from utils.feedback import Feedback
 from utils.prompts import SYSTEM_PROMPTS
+from utils.protocol import Backend
 
 __all__ = ["build_chat", "launch_options"]
 
@@ -50,7 +50,10 @@ def build_chat(
         login: show a button to log in, on a Space only.
         about: a sentence on what runs here.
     """
-    backend = backend or LocalBackend(settings)
+    if backend is None:
+        from utils.backends import LocalBackend  # with Transformers, slow to import
+
+        backend = LocalBackend(settings)
     sources = backend if isinstance(backend, Mapping) else {"local": backend}
     talk = Talk(settings, sources, limit or RequestLimit())
     votes = Votes(feedback or Feedback(settings.run_dir / "feedback"))

@@ -7,6 +7,7 @@ nothing is installed: `make` or conda have done that.
 """
 
 import argparse
+import importlib
 import os
 import re
 import shutil
@@ -14,12 +15,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import (
+    PackageNotFoundError,
+    distributions,
+    packages_distributions,
+    version,
+)
 from pathlib import Path
 
-REPOSITORY = "OWNER/llama-first-aid"  # `make address REPO=owner/name` sets it
+# `make address REPO=owner/name` sets it, here and in all that `STAMPED` names.
+REPOSITORY = "OWNER/llama-first-aid"
 ROOT = Path(__file__).resolve().parents[1]
 DRIVE = Path("/content/drive")  # Colab's own place for it
+ON_DRIVE = ("MyDrive", "llama-first-aid", "runs")
 # TRL 1.x needs newer ones than Colab has; everything else that is there stays.
 MAY_MOVE = {"datasets", "pyarrow", "fsspec"}
 NOT_ON_COLAB = {"jupyter"}  # Colab is the Jupyter; another one only gets in its way
@@ -35,20 +43,27 @@ def set_up() -> None:
     if "google.colab" not in sys.modules:
         return
     print(runtime())
-    before = installed()
+    before, loaded = installed(), loaded_packages()
     missing = missing_requirements()
     if missing:
         print("installing:", ", ".join(missing))
         install(missing)
     remove_old_torchao()
+    importlib.invalidate_caches()  # what has just come can be imported at once
     after = installed()
-    for name in sorted(before.keys() & after.keys()):
-        if before[name] != after[name]:
+    moved = sorted(n for n in before if before[n] != after.get(n))
+    for name in moved:
+        if name in after:
             print(f"moved: {name} {before[name]} -> {after[name]}")
     if still := missing_requirements():
         sys.exit(
             f"Still missing after the installation: {', '.join(still)}. Runtime > "
             "Disconnect and delete runtime, then run this cell again."
+        )
+    if stale := loaded.intersection(moved):
+        sys.exit(
+            f"Python had loaded {' and '.join(sorted(stale))} before this cell changed "
+            "it: Runtime > Restart session, then run this cell first."
         )
     print("token:", use_secret())
     print("set up: " + ("installed" if missing else "everything was there already"))
@@ -112,9 +127,14 @@ def use_secret() -> str:
     except ImportError:
         pass  # another notebook service that carries Colab's name
     except Exception as error:  # noqa: BLE001 - Colab's errors share no public class
-        # There is none, or this notebook may not see it.
-        if type(error).__name__ not in ("SecretNotFoundError", "NotebookAccessError"):
-            print(f"Colab's secrets do not answer ({type(error).__name__})")
+        kind = type(error).__name__
+        if kind == "NotebookAccessError":
+            print(
+                "Colab keeps a secret HF_TOKEN that this notebook may not see: the key "
+                "at the left gives it access; it is needed for what is not public only"
+            )
+        elif kind != "SecretNotFoundError":
+            print(f"Colab's secrets do not answer ({kind}): going on without them")
     if os.environ.get("HF_TOKEN", "").strip():
         return "HF_TOKEN of the environment"
     return "none, and none is needed: all defaults are open to everyone"
@@ -128,7 +148,7 @@ def runs_folder(use_drive: bool) -> Path:
             that a disconnected runtime loses nothing.
 
     Raises:
-        RuntimeError: there is no Drive here.
+        RuntimeError: there is no Drive here, or it was not mounted.
     """
     if not use_drive:
         return ROOT / "data" / "runs"
@@ -138,8 +158,15 @@ def runs_folder(use_drive: bool) -> Path:
         )
     from google.colab import drive
 
-    drive.mount(str(DRIVE))
-    return DRIVE / "MyDrive" / "llama-first-aid" / "runs"
+    try:
+        drive.mount(str(DRIVE))
+    except Exception as error:  # noqa: BLE001 - Colab's errors share no public class
+        raise RuntimeError(
+            f"Your Drive was not mounted ({error}): run this cell again and allow it, "
+            "or set USE_DRIVE = False"
+        ) from error
+    print(f"runs are kept on your Drive, in {'/'.join(ON_DRIVE)}")
+    return DRIVE.joinpath(*ON_DRIVE)
 
 
 def runtime() -> str:
@@ -186,9 +213,22 @@ def installed() -> dict[str, str]:
     first: dict[str, str] = {}
     for found in distributions():
         if found.name:
-            name = re.sub(r"[-_.]+", "-", found.name).lower()
-            first.setdefault(name, found.version)
+            first.setdefault(_normalised(found.name), found.version)
     return first
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def loaded_packages() -> set[str]:
+    """The normalised names of the packages of which Python has loaded a module."""
+    return {
+        _normalised(package)
+        for module, packages in packages_distributions().items()
+        if module in sys.modules
+        for package in packages
+    }
 
 
 def installed_constraints() -> list[str]:
@@ -202,17 +242,26 @@ def installed_constraints() -> list[str]:
 
 
 def remove_old_torchao() -> None:
-    """PEFT refuses to make any LoRA while a torchao older than 0.16 is installed."""
+    """PEFT refuses to make any LoRA while a torchao older than 0.16 is installed.
+
+    Raises:
+        SystemExit: pip cannot remove it; the sentence gives its reason.
+    """
     try:
         have = version("torchao")
     except PackageNotFoundError:
         return
     if _numbers(have) < (0, 16):
         print(f"removing torchao {have}: PEFT fails with versions before 0.16")
-        subprocess.run(
-            [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "torchao"],
-            check=True,
-        )
+        pip = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "torchao"]
+        done = subprocess.run(pip, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            sys.exit(
+                f"torchao {have} could not be removed, and PEFT fails with it "
+                f"({reason}): Runtime > Disconnect and delete runtime, then run this "
+                "cell again."
+            )
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -222,16 +271,20 @@ def _numbers(text: str) -> tuple[int, ...]:
 def stamp_address(repository: str) -> list[str]:
     """Write the repository's address wherever it stands; returns the changed files.
 
+    It stands in addresses of GitHub and Colab, in quotes and in backticks. The same
+    letters elsewhere, in a picture's base64 for one, are something else.
+
     Raises:
         ValueError: not of the form owner/name.
     """
     if not re.fullmatch(r"\w[\w-]*/[\w.-]*\w", repository, re.ASCII):
         raise ValueError(f"REPO={repository!r}: give it as owner/name")
+    address = re.compile(rf'(github(?:\.com)?/|["`]){re.escape(REPOSITORY)}(?![\w-])')
     changed = []
     for pattern in STAMPED:
         for path in sorted(ROOT.glob(pattern)):
             text = path.read_text("utf-8")
-            stamped = text.replace(REPOSITORY, repository)
+            stamped = address.sub(rf"\g<1>{repository}", text)
             if stamped != text:
                 path.write_text(stamped, encoding="utf-8")
                 changed.append(path.relative_to(ROOT).as_posix())

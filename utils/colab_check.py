@@ -129,6 +129,13 @@ def install_versions(environment: Environment, wanted: Mapping[str, str]) -> lis
         instead.append(f"{name} {version}: {near or 'left out, there is no other'}")
 
 
+def torch_build(versions: Mapping[str, str]) -> str:
+    """Which build of torch is among `versions`: only CUDA's comes with cuBLAS."""
+    if any(name.startswith("nvidia-cublas") for name in versions):
+        return "torch is a CUDA build, which runs without a GPU as well"
+    return "torch is a CPU build"
+
+
 def check_colab(environment: Environment, torch: str) -> None:
     """Colab's versions, the set-up cell on top, and the six notebooks.
 
@@ -139,7 +146,7 @@ def check_colab(environment: Environment, torch: str) -> None:
     about = VERSIONS.read_text("utf-8").partition("\n")[0].strip("# ")
     print(about)
     if python_of(about) != "{}.{}".format(*sys.version_info):
-        print(f"for Colab's own Python give PYTHON=python{python_of(about)}")
+        print(f"this is another Python: PYTHON=python{python_of(about)} gives Colab's")
     print(f"installing {len(wanted)} packages as on Colab, and torch {torch}")
     instead = install_versions(environment, wanted)
     show("without a wheel for this Python, and what is taken instead", instead)
@@ -150,6 +157,7 @@ def check_colab(environment: Environment, torch: str) -> None:
     environment.install("--constraint", str(held), f"torch=={torch}")
 
     before, conflicts = environment.versions(), environment.conflicts()
+    print(torch_build(before))
     show("conflicts before the set-up cell, which are Colab's own", conflicts)
     began = time.perf_counter()
     said = environment.run("-c", SET_UP)
@@ -177,7 +185,9 @@ def check_newest(environment: Environment, torch: str | None) -> None:
     print(f"installing the newest of requirements.txt, torch {torch or 'too'}")
     environment.install(*pin, "--requirement", str(ROOT / "requirements.txt"))
     found, tested = environment.versions(), read_versions(CONSTRAINTS)
-    shared = {name: found[name] for name in found if name in tested}
+    print(torch_build(found))
+    # Without the build: torch 2.13.0+cpu is the release 2.13.0.
+    shared = {name: found[name].split("+")[0] for name in found if name in tested}
     differ = changes({name: tested[name] for name in shared}, shared)
     show(f"of {len(shared)} packages, other than in constraints.txt", differ)
     show("new beside constraints.txt", sorted(found.keys() - tested.keys()))

@@ -19,6 +19,7 @@ SAMPLES = DATA / "samples"
 POCKET = DATA / "pocket_llama"
 
 OLDEST_PYTHON = (3, 11)
+ENGINES = ("transformers", "openvino")  # what a machine's own answers are made with
 LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 REPORT_QUESTIONS = (
@@ -287,12 +288,15 @@ class ChatSettings:
     """Where the chat's answers come from and where its votes go; no token is shown.
 
     `endpoint` serves the models called `model_names`; `adapters` are Hub ids or folders
-    of adapters made elsewhere. Each is empty unless the environment names it.
+    of adapters made elsewhere, `engine_model` is one of an exported base. Each is empty
+    unless the environment names it.
     """
 
     endpoint: str = ""
     model_names: dict[str, str] = field(default_factory=dict)
     adapters: dict[str, str] = field(default_factory=dict)
+    engine: str = ""
+    engine_model: str = ""
     feedback_repo: str = ""
     on_space: bool = False
     login: bool = False
@@ -303,8 +307,8 @@ def load_chat_settings(environ: Mapping[str, str] = os.environ) -> ChatSettings:
     """Read what only the chat needs from the environment.
 
     Variables, all optional: `MODEL_ENDPOINT`, `MODEL_NAMES`, `FIRST_AID_ADAPTER`,
-    `FINETOME_ADAPTER`, `FEEDBACK_REPO`, `HF_TOKEN`; a Space sets `SPACE_ID` and, with
-    `hf_oauth` in its front matter, `OAUTH_CLIENT_ID`.
+    `FINETOME_ADAPTER`, `CHAT_ENGINE`, `ENGINE_MODEL`, `FEEDBACK_REPO`, `HF_TOKEN`; a
+    Space sets `SPACE_ID` and, with `hf_oauth` in its front matter, `OAUTH_CLIENT_ID`.
 
     Raises:
         ValueError: a variable holds something it cannot hold.
@@ -339,6 +343,9 @@ def load_chat_settings(environ: Mapping[str, str] = os.environ) -> ChatSettings:
             f"{there.upper()}_ADAPTER is set alone. Set both FIRST_AID_ADAPTER and "
             "FINETOME_ADAPTER, or neither."
         )
+    engine = value("CHAT_ENGINE").lower()
+    if engine not in ("", *ENGINES):
+        raise ValueError(f"CHAT_ENGINE={engine!r} must be {' or '.join(ENGINES)}.")
     repo = value("FEEDBACK_REPO")
     if repo and repo.count("/") != 1:
         raise ValueError(f"FEEDBACK_REPO={repo!r} must read owner/name.")
@@ -347,6 +354,8 @@ def load_chat_settings(environ: Mapping[str, str] = os.environ) -> ChatSettings:
         endpoint=endpoint,
         model_names=names,
         adapters=adapters,
+        engine=engine,
+        engine_model=value("ENGINE_MODEL"),
         feedback_repo=repo,
         on_space=on_space,
         login=on_space and bool(value("OAUTH_CLIENT_ID")),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import gradio as gr
 
 from utils.adapters import ADAPTERS, has_adapters, with_adapters
-from utils.backends import Backend, LocalBackend
 from utils.chat import build_chat
 from utils.config import (
     ChatSettings,
@@ -19,7 +18,10 @@ from utils.config import (
     load_chat_settings,
     load_settings,
 )
+from utils.export import find_export
 from utils.feedback import Feedback
+from utils.openvino_engine import EngineUnavailable, OpenVinoBackend
+from utils.protocol import Backend
 from utils.remote import RemoteBackend
 
 
@@ -64,7 +66,9 @@ def choose_cast(chat: ChatSettings, environ: Mapping[str, str]) -> Cast:
     base = settings.base_model
     here = f"{base} with {'the adapters named' if chat.adapters else 'our adapters'}"
     if not chat.endpoint:
-        return Cast(settings, {"local": LocalBackend(settings)}, f"Here runs `{here}`.")
+        backend, note = local_backend(settings, chat)
+        about = f"Here runs `{here}`, on {backend.about}.{note}"
+        return Cast(settings, {"local": backend}, about)
     names = {"base": base, **{key: key for key in ADAPTERS}, **chat.model_names}
     remote = RemoteBackend(chat.endpoint, names, token=chat.token)
     sources: dict[str, Backend] = {"endpoint": remote}
@@ -72,11 +76,53 @@ def choose_cast(chat: ChatSettings, environ: Mapping[str, str]) -> Cast:
     if away := remote.check():
         about = f"⚠ {away[0].upper()}{away[1:]}."
     if has_adapters(settings):
-        sources["local"] = LocalBackend(settings, load=False)
+        sources["local"], note = local_backend(settings, chat, load=False)
         about += (
             " Under *Settings of both tabs* you can let this machine answer instead "
-            f"(`{here}`)."
+            f"(`{here}`).{note}"
         )
     else:
         about += " There is no model on this machine to answer instead."
     return Cast(settings, sources, about)
+
+
+def local_backend(
+    settings: Settings, chat: ChatSettings, *, load: bool = True
+) -> tuple[Backend, str]:
+    """What answers on this machine, and a sentence if it is not what was asked for.
+
+    OpenVINO where `CHAT_ENGINE` asks for it, and for a 1 B on a machine without a GPU
+    when there is an export of its base; Transformers everywhere else.
+
+    Args:
+        settings: of the run.
+        chat: which engine, and an export by name.
+        load: let Transformers load now; OpenVINO always does, to fail in time.
+
+    Raises:
+        OSError, ValueError: as `LocalBackend`, when neither can answer.
+    """
+    wanted, note = _wants_openvino(settings, chat), ""
+    if wanted:
+        try:
+            if export := find_export(settings, chat.engine_model):
+                return OpenVinoBackend(settings, export), ""
+            why = f"There is no export of {settings.base_model}: `make export` makes it"
+            if chat.engine:
+                note = f" ⚠ {why}. Transformers answers instead."
+            else:
+                note = f" {why}, and OpenVINO would answer several times as fast."
+        except (EngineUnavailable, OSError, ValueError) as error:
+            note = f" ⚠ {error} Transformers answers instead."
+        print(note.strip())
+    from utils.backends import LocalBackend  # with Transformers, slow to import
+
+    return LocalBackend(settings, load=load), note
+
+
+def _wants_openvino(settings: Settings, chat: ChatSettings) -> bool:
+    if chat.engine or settings.profile != "llama_1b":
+        return chat.engine == "openvino"
+    import torch  # slow to import, and only needed to look for a GPU
+
+    return not torch.cuda.is_available()
