@@ -41,7 +41,7 @@ def walk(tmp_path_factory):
         environment[variable] = str(path)
     images = {file: file.stat().st_mtime_ns for file in IMAGES.glob("*")}
     done = subprocess.run(
-        [sys.executable, "-m", "utils.walk"],
+        [sys.executable, "-m", "utils.walk", "--timeout", "600"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
