@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from utils import (
+    dataset,
     grammar,
     models,
     pocket,
@@ -16,8 +17,9 @@ from utils import (
     pocket_evaluation,
     prompts,
     results,
+    sources,
 )
-from utils.config import POCKET, load_settings
+from utils.config import POCKET, PROFILES, load_settings
 
 RECORD = {"name": "hammer", "a": "a hammer"}
 OTHER = {"name": "saw", "a": "a saw"}
@@ -120,6 +122,16 @@ def test_the_committed_card_says_what_its_records_say(tmp_path):
     assert rendered == (POCKET / "README.md").read_text("utf-8"), (
         "the card and its records have drifted apart: python -m utils.pocket --card"
     )
+
+
+def test_thirty_answers_are_judged_and_none_is_left_out():
+    source = sources.load_source(PROFILES["pocket"].first_aid)
+    test = dataset.split_rows(source, progress=False).test
+    judged = results.read_lines(POCKET / pocket_card.JUDGED)
+    asked = [row["question"] for row in test[:30]]
+    assert [row["question"] for row in judged] == asked
+    assert len({row["judgement"] for row in judged}) == 30
+    assert all(row["base"].strip() and row["tuned"].strip() for row in judged)
 
 
 def test_the_committed_model_speaks_better_than_five_grams():
