@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from utils import benchmark_engine, dataset, export, prompts, sources
+from utils import benchmark_engine, dataset, exported, prompts, sources
 from utils.adapters import find_adapter
 from utils.backends import LocalBackend
 from utils.config import MODELS, POCKET, load_settings
@@ -67,7 +67,7 @@ def test_an_adapter_of_other_layers_is_refused(traced_pocket, tmp_path):
 def record(tmp_path, monkeypatch):
     """Makes a record of what was measured on a base."""
     file = tmp_path / "engine.json"
-    monkeypatch.setattr(export, "cost_file", lambda profile: file)
+    monkeypatch.setattr(exported, "cost_file", lambda profile: file)
 
     def write(fingerprint):
         scores = {"perplexity": 12.346, "rougeL_f1": 0.15678, "same_answers": 3}
@@ -79,13 +79,13 @@ def record(tmp_path, monkeypatch):
 
 
 def test_the_record_becomes_a_table(record, run, capsys):
-    assert export.cost_rows(run) == []
+    assert exported.cost_rows(run) == []
     assert "holds nothing yet" in capsys.readouterr().out
     record("another")
-    assert export.cost_rows(run) == []
+    assert exported.cost_rows(run) == []
     assert "holds another base; `python -m utils.eng" in capsys.readouterr().out
-    record(export.weights_fingerprint(POCKET))
-    assert export.cost_rows(run) == [
+    record(exported.weights_fingerprint(POCKET))
+    assert exported.cost_rows(run) == [
         {
             "weights": "int4",
             "MB": 2.5,
@@ -129,7 +129,7 @@ def test_ratios_are_ours_over_theirs(tiny_folder, tiny_tokenizer, monkeypatch):
         return {**both, "peak_memory_gb": 2.5 if side == "openvino" else 4.0}
 
     monkeypatch.setattr(benchmark_engine, "in_own_process", run)
-    monkeypatch.setattr(export, "EXPORTS", export.EXPORTS)  # and put back afterwards
+    monkeypatch.setattr(exported, "EXPORTS", exported.EXPORTS)  # put back afterwards
     found = benchmark_engine.compare(tiny_folder, 1)
     assert found["tokens_per_second_ratios"] == {"base": 4.0, "first_aid": 3.0}
     assert found["worst_tokens_per_second_ratio"] == 3.0

@@ -8,18 +8,18 @@ from types import SimpleNamespace
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from utils import export, openvino_engine, space
+from utils import export, exported, openvino_engine, space
 from utils.adapters import find_adapter
 from utils.backends import LocalBackend
 from utils.config import POCKET, load_chat_settings
 from utils.openvino_engine import EngineUnavailable, OpenVinoBackend, check_adapter
 
-FINGERPRINT = export.weights_fingerprint(POCKET)
+FINGERPRINT = exported.weights_fingerprint(POCKET)
 
 
 @pytest.fixture
 def exports(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "EXPORTS", tmp_path / "exports")
+    monkeypatch.setattr(exported, "EXPORTS", tmp_path / "exports")
     return tmp_path / "exports"
 
 
@@ -28,9 +28,9 @@ def half(exports, settings):
     """A folder like an export's, complete in its files, with nothing in the model."""
 
     def make(weight_format="int4", **changed):
-        folder = export.export_dir(settings(), weight_format)
+        folder = exported.export_dir(settings(), weight_format)
         folder.mkdir(parents=True)
-        for name in export.NEEDED:
+        for name in exported.NEEDED:
             (folder / name).write_text("")
         shutil.copyfile(POCKET / "config.json", folder / "config.json")
         record = {
@@ -39,7 +39,7 @@ def half(exports, settings):
             "weight_format": weight_format,
             "files": {file.name: file.stat().st_size for file in folder.iterdir()},
         }
-        (folder / export.RECORD).write_text(json.dumps(record | changed))
+        (folder / exported.RECORD).write_text(json.dumps(record | changed))
         return folder
 
     return make
@@ -55,48 +55,48 @@ def adapter(tmp_path, settings):
 
 
 def test_the_smallest_complete_export_is_taken(half, settings):
-    assert export.find_export(settings()) is None
+    assert exported.find_export(settings()) is None
     half("int8")
-    assert export.find_export(settings()).weight_format == "int8"
+    assert exported.find_export(settings()).weight_format == "int8"
     half("int4")
-    found = export.find_export(settings())
+    found = exported.find_export(settings())
     assert (found.weight_format, found.base_fingerprint) == ("int4", FINGERPRINT)
     assert "data/pocket_llama in int4" in found.about()
 
 
-@pytest.mark.parametrize("missing", [export.RECORD, "openvino_model.bin"])
+@pytest.mark.parametrize("missing", [exported.RECORD, "openvino_model.bin"])
 def test_a_half_written_export_is_refused(half, settings, missing):
     (half() / missing).unlink()
     with pytest.raises(ValueError, match=rf"no complete export \(no {missing}\)"):
-        export.find_export(settings())
+        exported.find_export(settings())
 
 
 def test_an_export_cut_short_is_refused(half, settings):
     with (half() / "config.json").open("r+b") as file:
         file.truncate(100)
     with pytest.raises(ValueError, match=r"config.json has 100 of \d+ bytes, so the"):
-        export.find_export(settings())
+        exported.find_export(settings())
 
 
 @pytest.mark.parametrize("record", ["{", "[]", "{}"])
 def test_a_spoilt_record_is_refused(half, settings, record):
-    (half() / export.RECORD).write_text(record)
+    (half() / exported.RECORD).write_text(record)
     with pytest.raises(ValueError, match="export.json cannot be read .*make export"):
-        export.find_export(settings())
+        exported.find_export(settings())
 
 
 def test_an_export_of_what_the_base_was_before_is_refused(half, settings):
     half(base_fingerprint="0123456789abcdef")
     with pytest.raises(ValueError, match="an export of another base than"):
-        export.find_export(settings())
+        exported.find_export(settings())
 
 
 def test_one_that_is_named_is_taken_from_there(half, settings, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.move(half(), elsewhere)
-    assert export.find_export(settings(), str(elsewhere)).path == elsewhere
+    assert exported.find_export(settings(), str(elsewhere)).path == elsewhere
     with pytest.raises(OSError, match="ENGINE_MODEL=no/one cannot be fetched"):
-        export.find_export(settings(), "no/one")
+        exported.find_export(settings(), "no/one")
 
 
 def test_an_unknown_format_is_refused(settings):
@@ -106,7 +106,7 @@ def test_an_unknown_format_is_refused(settings):
 
 def test_the_scale_is_alpha_over_rank(half, adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
-    scale = check_adapter(adapter, export.read_export(half()))
+    scale = check_adapter(adapter, exported.read_export(half()))
     assert scale == config["lora_alpha"] / config["r"]
 
 
@@ -125,14 +125,14 @@ def change(file, **values):
 def test_an_adapter_that_does_not_fit_is_named(half, adapter, file, values, said):
     change(adapter / file, **values)
     with pytest.raises(EngineUnavailable, match=said):
-        check_adapter(adapter, export.read_export(half()))
+        check_adapter(adapter, exported.read_export(half()))
 
 
 @pytest.mark.parametrize(
     "values", [{"hidden_size": 128}, {"num_hidden_layers": 1}, {"head_dim": 32}]
 )
 def test_layers_of_another_width_or_number_are_named(half, adapter, values):
-    made = export.read_export(half())
+    made = exported.read_export(half())
     change(made.path / "config.json", **values)
     with pytest.raises(EngineUnavailable, match=r"layers.* is \[.*and the base has"):
         check_adapter(adapter, made)
@@ -147,13 +147,13 @@ def test_a_layer_that_a_llama_has_not_is_named(half, adapter):
     with pytest.raises(
         EngineUnavailable, match="w_proj.lora_A.weight is .*no such layer"
     ):
-        check_adapter(adapter, export.read_export(half()))
+        check_adapter(adapter, exported.read_export(half()))
 
 
 def test_without_the_package_a_sentence_names_it(half, settings, monkeypatch):
     monkeypatch.setattr(openvino_engine, "genai", None)
     with pytest.raises(EngineUnavailable, match="-r requirements-openvino.txt"):
-        OpenVinoBackend(settings(), export.read_export(half()))
+        OpenVinoBackend(settings(), exported.read_export(half()))
 
 
 def test_too_little_memory_is_said_before_loading(half, settings, monkeypatch):
@@ -161,7 +161,7 @@ def test_too_little_memory_is_said_before_loading(half, settings, monkeypatch):
     free = SimpleNamespace(available=10_000)
     monkeypatch.setattr(openvino_engine.psutil, "virtual_memory", lambda: free)
     folder = half()
-    large = dataclasses.replace(export.read_export(folder), size=20_000)
+    large = dataclasses.replace(exported.read_export(folder), size=20_000)
     with pytest.raises(EngineUnavailable, match="GB are free: close something"):
         OpenVinoBackend(settings(), large)
 
@@ -169,7 +169,7 @@ def test_too_little_memory_is_said_before_loading(half, settings, monkeypatch):
 def test_what_openvino_cannot_read_is_said(half, settings):
     pytest.importorskip("openvino_genai")
     with pytest.raises(EngineUnavailable, match="OpenVINO cannot load .*make export"):
-        OpenVinoBackend(settings(), export.read_export(half()))
+        OpenVinoBackend(settings(), exported.read_export(half()))
 
 
 def chosen(settings, **environ):
@@ -189,7 +189,7 @@ def test_transformers_stays_and_a_sentence_says_why(
     if complete is not None:
         folder = half()  # complete in its files, and yet nothing that can be loaded
         if not complete:
-            (folder / export.RECORD).unlink()
+            (folder / exported.RECORD).unlink()
     backend, note = chosen(settings(), CHAT_ENGINE="openvino")
     assert isinstance(backend, LocalBackend)
     assert note.endswith("Transformers answers instead.") and "make export" in note

@@ -43,7 +43,7 @@ def engine(settings, traced_pocket):
 def really_exported(settings, tmp_path_factory):
     """The engine on what `make export` makes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.export.EXPORTS", tmp_path_factory.mktemp("exports"))
+        patch.setattr("utils.exported.EXPORTS", tmp_path_factory.mktemp("exports"))
         return OpenVinoBackend(settings, export(settings, "fp32"))
 
 

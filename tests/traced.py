@@ -17,7 +17,7 @@ from openvino._offline_transformations import apply_make_stateful_transformation
 from openvino_tokenizers import convert_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils import export, results
+from utils import exported, results
 from utils.adapters import weights_fingerprint
 
 COPIED = (
@@ -109,7 +109,7 @@ def graph_of(whole) -> ov.Model:
     return graph
 
 
-def write(base: Path, name: str, folder: Path) -> export.Export:
+def write(base: Path, name: str, folder: Path) -> exported.Export:
     """Write the Llama in `base` to `folder` in float32, as a finished export."""
     folder.mkdir(parents=True)
     whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
@@ -127,5 +127,5 @@ def write(base: Path, name: str, folder: Path) -> export.Export:
         "weight_format": "fp32",
         "files": {file.name: file.stat().st_size for file in folder.iterdir()},
     }
-    results.write_json(folder / export.RECORD, record)
-    return export.read_export(folder)
+    results.write_json(folder / exported.RECORD, record)
+    return exported.read_export(folder)

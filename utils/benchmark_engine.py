@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import export, results
+from utils import export, exported, results
 from utils.adapters import ADAPTERS, adapter_dir
 from utils.config import POCKET, ROOT, Settings, load_settings
 from utils.prompts import prompt_text
@@ -94,7 +94,7 @@ def open_side(side: str, settings: Settings) -> Backend:
     if side == "openvino":
         from utils.openvino_engine import OpenVinoBackend
 
-        return OpenVinoBackend(settings, export.find_export(settings))
+        return OpenVinoBackend(settings, exported.find_export(settings))
     import torch
     from peft import PeftModel
 
@@ -209,7 +209,7 @@ def compare(base: Path, repeats: int) -> dict:
 
 def settings_of(base: Path) -> Settings:
     """Settings of a run with that base; its export is looked for beside it, too."""
-    export.EXPORTS = base.parent
+    exported.EXPORTS = base.parent
     environ = {"PROFILE": "pocket", "BASE_MODEL": str(base)}
     return load_settings({**environ, "RUN_DIR": str(base.with_name("run"))})
 
@@ -230,7 +230,7 @@ def on_cpu(repeats: int) -> dict | None:
         settings = settings_of(base)
         write_adapters(settings)
         made = export.export(settings, "int4")
-        record = results.read_json(made.path / export.RECORD)
+        record = results.read_json(made.path / exported.RECORD)
         about = {key: record[key] for key in ("seconds", "versions")}
         return {**compare(base, repeats), "export": {"bytes": made.size, **about}}
 

@@ -17,7 +17,7 @@ from openvino import opset13 as ops
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from utils import dataset, export, prompts, results, sources
+from utils import dataset, export, exported, prompts, results, sources
 from utils.adapters import ADAPTERS, find_adapter
 from utils.config import MODELS, Settings, display_path, load_settings
 from utils.generation import answer_nll, generate_answers
@@ -68,7 +68,7 @@ def with_lora(model: ov.Model, adapter: Path, scale: float) -> ov.Model:
 
 
 def exported_nll(
-    made: export.Export, adapter: Path | None, rows: Sequence[Mapping]
+    made: exported.Export, adapter: Path | None, rows: Sequence[Mapping]
 ) -> list[tuple[float, int]]:
     """As `utils.generation.answer_nll`, of an export with one adapter or none."""
     core = ov.Core()
@@ -151,7 +151,7 @@ def measure(settings: Settings) -> dict:
             same = sum(a == b for a, b in zip(mine, theirs[key]))
             scores = score(losses, mine, references)
             cell["models"][key] = {**scores, "same_answers": same}
-        cell["export"] = results.read_json(made.path / export.RECORD)["versions"]
+        cell["export"] = results.read_json(made.path / exported.RECORD)["versions"]
         found[made.weight_format] = cell
     return {"n": len(test), "max_new_tokens": cap, "formats": found}
 
@@ -161,12 +161,12 @@ def base_of(model) -> Iterator:
     yield from (w for name, w in model.named_parameters() if "lora_" not in name)
 
 
-def exports(settings: Settings) -> Iterator[export.Export]:
+def exports(settings: Settings) -> Iterator[exported.Export]:
     """The base in every format, exported where it is not there or is an older one."""
-    _, fingerprint = export.fetch_base(settings)
+    _, fingerprint = exported.fetch_base(settings)
     for weight_format in FORMATS:
         try:
-            made = export.read_export(export.export_dir(settings, weight_format))
+            made = exported.read_export(exported.export_dir(settings, weight_format))
         except ValueError:  # none yet, or half of one: made anew in plain sight
             made = None
         if made is None or made.base_fingerprint != fingerprint:
@@ -187,9 +187,9 @@ def main() -> None:
         found = measure(settings)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"engine_cost: {error}")
-    file = export.cost_file(settings.profile)
+    file = exported.cost_file(settings.profile)
     record = results.describe_run(settings)
-    _, record["base_fingerprint"] = export.fetch_base(settings)
+    _, record["base_fingerprint"] = exported.fetch_base(settings)
     results.write_json(file, {**record, **found, "when": results.now()})
     for name, cell in found["formats"].items():
         for key, scores in cell["models"].items():

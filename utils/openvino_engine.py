@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from utils.adapters import ADAPTERS, find_adapter, read_adapter_info
 from utils.config import Settings, display_path
-from utils.export import Export
+from utils.exported import Export
 from utils.prompts import DATE
 from utils.protocol import LOOK_UP_S, Progress, Sampling, wait_for_turn
 

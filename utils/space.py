@@ -18,7 +18,7 @@ from utils.config import (
     load_chat_settings,
     load_settings,
 )
-from utils.export import find_export
+from utils.exported import find_export
 from utils.feedback import Feedback
 from utils.openvino_engine import EngineUnavailable, OpenVinoBackend
 from utils.protocol import Backend
