@@ -40,7 +40,7 @@ def test_there_is_enough_of_everything():
     held_out = [row for row in FIRST_AID if row["held_out"]]
     cards = [r for r in held_out if r["safety_critical"] and r.get("must_not")]
     assert all(row["must"] for row in cards)
-    assert len(FIRST_AID) >= 600 and len(topics) >= 12
+    assert len(FIRST_AID) >= 1400 and len(topics) >= 12
     assert len(held_out) >= 120 and len({r["topic"] for r in held_out}) == len(topics)
     assert len(cards) >= 60
     assert len(GENERAL) >= 800
