@@ -40,6 +40,35 @@ def test_every_pair_of_arms_is_there_once():
     ]
 
 
+def test_tone_is_what_a_stranger_scores_too():
+    said = {"A?": "call 112 now", "B?": "cool the burn", "C?": "press the wound"}
+    rows = [
+        answer(model, texts[question], question=question, reference=reference)
+        for model, texts in (
+            ("base", dict.fromkeys(said, "call 112 now")),  # the same to everyone
+            ("first_aid", said),  # each to its question
+        )
+        for question, reference in said.items()
+    ]
+    rows.append(answer("first_aid", "call 112", "rephrased_1", question="A?"))
+    rows.append(answer("echo", " ", question="B?"))  # empty: no score to take apart
+    scored, _ = metrics.score_answers(rows)
+    found = {
+        (row["model"], row["question"]): row
+        for row in comparison.tone_apart(scored, strangers=2)
+    }
+    assert len(found) == 6
+    # A's stranger references share nothing with it; B's and C's share "the" (1 of 3).
+    assert found["first_aid", "A?"]["tone_f1"] == 0
+    assert found["first_aid", "A?"]["subject_f1"] == 1
+    assert found["first_aid", "B?"]["tone_f1"] == pytest.approx((0 + 1 / 3) / 2)
+    # One answer for all is worth as much to a stranger: nothing of it is subject.
+    base = [row for key, row in found.items() if key[0] == "base"]
+    assert sum(row["subject_f1"] for row in base) == pytest.approx(0)
+    assert found["base", "B?"]["tone_f1"] == pytest.approx(1 / 2)
+    assert comparison.tone_apart(scored[:1]) == []
+
+
 def test_agreement_by_hand():
     rows = [
         answer("base", "call 112 now"),

@@ -54,6 +54,18 @@ def test_pairs_whose_interval_holds_zero_are_hollow():
     assert "FirstAidQA − Base (n = 5)" in texts(axis.figure)
 
 
+def test_tone_and_subject_stand_on_top_of_each_other():
+    means = {"base": (0.11, 0.004), "first_aid": (0.15, 0.02), "echo": (0.1, -0.01)}
+    means = {k: {"tone_f1": t, "subject_f1": s} for k, (t, s) in means.items()}
+    figure = plots_answers.tone_bars(means, "a finding")
+    said = texts(figure)
+    assert "0.150 +0.020" in said and "0.100 -0.010" in said and "a finding" in said
+    bars = figure.axes[0].patches
+    assert len(bars) == 6
+    tone, subject = (bar for bar in bars if bar.get_y() == bars[2].get_y())
+    assert tone.get_width() == 0.15 and subject.get_x() == 0.15
+
+
 def test_the_heat_map_writes_the_intervals():
     matrix = {m: {"first aid": 20.0, "general": 8.0} for m in ("base", "first_aid")}
     intervals = {m: {"first aid": (18, 22), "general": (7, 9)} for m in matrix}

@@ -73,6 +73,7 @@ RUN = {
         "perplexity_intervals": {"base": {"first aid": [18, 22], "general": [7, 9]}},
         "gain_over_base": PAIR,
         "gain_over_nearest": PAIR,
+        "gain_in_subject": PAIR | {"difference": 0.0125},
         "pairs": [{"model": "first_aid", "against": "base_short", **PAIR}],
         "agreement": {"base": {"n": 3, "mean": 0.44, "worst": 0.33}},
         "negation_test": {
@@ -144,6 +145,7 @@ def test_a_snapshot_fills_in_what_was_not_measured(house):
         "20.0 → 5.0",
         "4,321",
         "**+0.125** (95 % interval +0.010 to +0.200, n = 3)",
+        "still gain +0.113 on the base's: that much is tone",
         "0.375 (0.300 to 0.450)",
         r"answer of first\_aid \| \<b\>bold\</b\>",
         "| Base, asked for three sentences | 0.500",

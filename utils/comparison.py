@@ -1,5 +1,6 @@
-"""What a mean ROUGE does not say: pairs of arms, other wordings, a dropped "not"."""
+"""What a mean ROUGE does not say: pairs of arms, tone, other words, a dropped "not"."""
 
+import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -41,6 +42,57 @@ def pairs_of_arms(
             **metrics.paired_difference(rows, dataset, model, against, measure=measure),
         }
         for against, model in combinations([arm for arm in ARMS if arm in here], 2)
+    ]
+
+
+def tone_apart(
+    rows: Sequence[Mapping],
+    dataset: str = "first_aid",
+    *,
+    strangers: int = 3,
+    seed: int = 42,
+) -> list[dict]:
+    """Take apart what an answer's ROUGE-L owes to its question, and what to its tone.
+
+    A model can gain by tone alone, with the words that stand in every reference. So
+    each answer is also scored against the references of other questions, drawn at
+    random and the same for all arms: what is left of its score there is tone.
+
+    Args:
+        rows: scored, as `utils.metrics.score_answers` gives them; of these the usable
+            answers to `dataset` in its original wording.
+        strangers: how many other questions lend their reference to each.
+        seed: of the draw.
+
+    Returns:
+        Those rows with `tone_f1`, the mean ROUGE-L F1 with the others' references, and
+        `subject_f1`, `rougeL_f1` less `tone_f1`. Empty for one question alone.
+    """
+    mine = [
+        row
+        for row in rows
+        if (row["dataset"], row["phrasing"]) == (dataset, "original")
+        and metrics.is_usable(row)
+    ]
+    references = {row.get("id", row["question"]): row["reference"] for row in mine}
+    order = sorted(references)
+    random.Random(seed).shuffle(order)
+    place = {key: number for number, key in enumerate(order)}
+    shifts = range(1, min(strangers, len(order) - 1) + 1)
+    if not shifts:
+        return []
+    # A shift of one shuffled circle: nobody meets the own reference.
+    pairs = [
+        (row["answer"], references[order[(place[key] + shift) % len(order)]])
+        for row in mine
+        for key in [row.get("id", row["question"])]
+        for shift in shifts
+    ]
+    found = metrics.rouge_rows(*zip(*pairs))["rougeL_f1"]
+    tones = np.reshape(found, (len(mine), len(shifts))).mean(axis=1)
+    return [
+        {**row, "tone_f1": float(tone), "subject_f1": row["rougeL_f1"] - float(tone)}
+        for row, tone in zip(mine, tones)
     ]
 
 

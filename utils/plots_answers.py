@@ -108,6 +108,36 @@ def pair_intervals(pairs: Sequence[Mapping], title: str) -> Figure:
     return figure
 
 
+def tone_bars(means: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """ROUGE-L of every arm in two parts: tone, and on top what is about the question.
+
+    Args:
+        means: by arm `tone_f1` and `subject_f1`, as `utils.comparison.tone_apart`
+            gives them, averaged.
+        title: the finding.
+    """
+    arms = [arm for arm in ARMS if arm in means][::-1]
+    figure, axis = plt.subplots(figsize=(9, 0.42 * len(arms) + 1.7))
+    for place, arm in enumerate(arms):
+        tone, subject = means[arm]["tone_f1"], means[arm]["subject_f1"]
+        look = _look(arm)
+        axis.barh(place, tone, **look | {"alpha": 0.35})
+        axis.barh(place, subject, left=tone, **look)
+        end = max(tone, tone + subject) + 0.003
+        label = f"{tone:.3f} {subject:+.3f}"
+        axis.text(end, place, label, va="center", fontsize=8)
+    axis.set_yticks(range(len(arms)), [ARMS[arm].label for arm in arms])
+    axis.set_xlim(0, axis.get_xlim()[1] * 1.15)
+    axis.set_xlabel(
+        "ROUGE-L F1 (0 to 1): pale with other questions' references, "
+        "full what the own one adds"
+    )
+    axis.set_title(title, fontweight="bold")
+    axis.grid(axis="y", visible=False)
+    figure.tight_layout()
+    return figure
+
+
 def perplexity_heatmap(
     matrix: Mapping[str, Mapping[str, float]],
     title: str,

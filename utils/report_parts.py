@@ -150,6 +150,13 @@ def findings(comparison: Mapping) -> str:
                 f"{interval(pair)}: better on {pair['won']:.0%} of the questions, "
                 f"even on {pair['tied']:.0%}, worse on {pair['lost']:.0%}."
             )
+    if subject := comparison.get("gain_in_subject"):
+        tone = gain["difference"] - subject["difference"]
+        text += (
+            "\n\nThe answer, or the tone? Held against the references of other "
+            f"questions, the tuned answers still gain {tone:+.3f} on the base's: that "
+            f"much is tone. About the question itself is {interval(subject)}."
+        )
     if test := comparison.get("negation_test"):
         old, new = test["as_written"], test["stripped"]
         text += (
