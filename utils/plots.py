@@ -257,7 +257,7 @@ def nearest_similarity(
         bins=bins,
         alpha=0.5,
         color="#0072B2",
-        label=f"near-duplicates kept together (n = {len(grouped_split)})",
+        label=f"near-duplicates kept together\n(n = {len(grouped_split)})",
     )
     axis.axvline(threshold, color="black", linewidth=1)
     axis.annotate(f" {threshold}: near-twins", (threshold, axis.get_ylim()[1] * 0.9))

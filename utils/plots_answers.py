@@ -102,6 +102,7 @@ def pair_intervals(pairs: Sequence[Mapping], title: str) -> Figure:
     axis.set_xlabel(
         "difference in ROUGE-L F1, 95 % interval; hollow: the interval holds 0"
     )
+    axis.locator_params(axis="x", nbins=5)
     axis.set_title(title, fontweight="bold")
     axis.grid(axis="y", visible=False)
     figure.tight_layout()
